@@ -16,6 +16,7 @@ import shlex
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import reduce
 from operator import getitem
@@ -37,6 +38,7 @@ MAX_OVERLAP = 8  # how many times different tensors may cover the bytes of a fil
 VERSIONS_KEY = "state_dict_metadata"  # in the metadata of a safetensors file: that of the state dict, as JSON
 MAX_KEYS = 3  # in front of a state dict
 UNSUPPORTED = re.compile(r"nsupported (?:class|GLOBAL|global: GLOBAL) ([\w.]+)")  # in torch's error messages
+ZIP_START, PICKLE_START = b"PK\x03\x04", b"\x80"  # of what torch.save writes: since torch 1.6, and before
 _NUM_LEGACY_PICKLES = 3  # before the content in files of torch < 1.6: magic number, protocol, machine
 
 
@@ -86,8 +88,7 @@ def read_archive(path: Path) -> Any:
     except Exception as error:  # zipfile, pickle and torch raise a dozen types at damaged and hostile files
         if needed := _needed_objects(path, error):
             raise needed from error
-        hint = "name a file that torch.save wrote and that holds tensors and plain values only"
-        raise _unreadable(path, "a checkpoint", error, hint=hint) from error
+        raise _unreadable_archive(path, error) from error
     _require_plain(content, path)
     return content
 
@@ -188,14 +189,25 @@ def extract_command(path: Path, places: Sequence[Place]) -> str:
     for place in places:
         load = f"torch.load({str(path)!r}, map_location='cpu', {loader}){place.expression}"
         code = f"import torch; torch.save({load}, 'weights.pt')"
-        is_plain = not any(character in code for character in '"$`\\!')
-        commands.append(f'python -c "{code}"' if is_plain else f"python -c {shlex.quote(code)}")
+        commands.append(_python(code))
     return f"{trust}: {' or '.join(commands)}"
+
+
+def _python(code: str) -> str:
+    """Return the shell command that runs a line of Python."""
+    is_plain = not any(character in code for character in '"$`\\!')
+    return f'python -c "{code}"' if is_plain else f"python -c {shlex.quote(code)}"
 
 
 def _verify(path: Path) -> None:
     """Verify the checksum of every part, and that none is compressed and so larger in memory than in the file."""
     with zipfile.ZipFile(path) as archive:
+        if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+            code = f"import torch; torch.save(torch.jit.load({str(path)!r}, 'cpu').state_dict(), 'weights.pt')"
+            raise DamagedError(
+                f"{path}: is a TorchScript network, which is code beside its weights",
+                hint=f"take its weights out where you trust who wrote it, since this runs its code: {_python(code)}",
+            )
         for part in archive.infolist():
             if part.compress_type != zipfile.ZIP_STORED or part.file_size != part.compress_size:
                 raise DamagedError(
@@ -326,11 +338,25 @@ def _unusual(value: Tensor) -> str | None:
     return None
 
 
-def _unreadable(
-    path: Path, kind: str, error: Exception, *, hint: str = "take another copy of the file"
-) -> DamagedError:
+def _unreadable_archive(path: Path, error: Exception) -> DamagedError:
+    """Return the error for a file that `torch.load` cannot read; its first bytes may tell more than torch."""
+    hint = "name a file that torch.save wrote and that holds tensors and plain values only"
+    start = b""
+    with suppress(OSError), open(path, "rb") as file:
+        start = file.read(len(ZIP_START))
+    if start == ZIP_START and not zipfile.is_zipfile(path):
+        reason, hint = "its end is missing", "take another copy of the file"
+    elif start[:1] == PICKLE_START or start == ZIP_START:
+        words = str(error).rpartition("WeightsUnpickler error: ")[2]  # what comes before is advice to run its code
+        reason = words.partition("\n")[0] or type(error).__name__
+    else:
+        reason = "torch.save has not written it" if start else "it is empty"
+    return DamagedError(f"{path}: cannot be read as a checkpoint ({reason})", hint=hint)
+
+
+def _unreadable(path: Path, kind: str, error: Exception) -> DamagedError:
     reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return DamagedError(f"{path}: cannot be read as {kind} ({reason})", hint=hint)
+    return DamagedError(f"{path}: cannot be read as {kind} ({reason})", hint="take another copy of the file")
 
 
 _NUMPY_TYPE = re.compile(r"b1|[iu][1248]|f[248]|c8|c16|[US]\d+")

@@ -437,6 +437,17 @@ def test_a_whole_model_is_told_how_to_be_saved(tmp_path: Path) -> None:
     assert same(pasted(caught.value.hint, tmp_path)["last"].state_dict, weights())
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning", "ignore:.torch.jit:DeprecationWarning")
+def test_a_torchscript_network(tmp_path: Path) -> None:
+    """torch.jit.save: the line in the message makes a file that is read."""
+    model = nn.Linear(3, 2)
+    torch.jit.save(torch.jit.script(model), tmp_path / "a.pt")
+    with pytest.raises(UserError, match="TorchScript") as caught:
+        reader.read(tmp_path / "a.pt")
+    assert caught.value.hint is not None
+    assert torch.equal(pasted(caught.value.hint, tmp_path)["last"].state_dict["weight"], model.weight)
+
+
 def test_a_whole_model_under_a_key(tmp_path: Path) -> None:
     """{'model': network}, as YOLOv5 saves: the line of the message names the key and the method."""
     torch.save({"epoch": 3, "model": network()}, tmp_path / "a.pt")

@@ -74,6 +74,7 @@ def test_refused_in_one_message_and_nothing_written(swa, trained: Path, tmp_path
     assert "= hint: " in said or "Usage: swa " in said
     assert ended.code == row.code, ended.err
     assert "Traceback" not in ended.err
+    assert "`weights_only` set to `False`" not in said  # torch's advice at a file that it cannot read
     assert "\x1b" not in ended.err
     assert ended.out == ""
     assert tree(tmp_path) == before
