@@ -245,18 +245,38 @@ def default_points(run: OpenRun) -> dict[str, str]:
     if run.plan.worker is not None:
         return {name: name for name in (RAW, name_of_worker(1), name_of_worker(2))}
     start = run.averaging[average][0]
+    before_the_end = snapshots_of_plane(run)
+    step = next((step for step in before_the_end if step >= start), before_the_end[-1])
+    epoch = f"{step / run.plan.steps_per_epoch:.4g}"
+    name = f"epoch {epoch}" if step >= start else f"epoch {epoch}, before averaging"
+    return {name: str(run.folder.snapshot_path(step)), RAW: RAW, average: average}
+
+
+def snapshots_of_plane(run: OpenRun) -> list[int]:
+    """Return the steps of the snapshots at which a plane may begin; none for a SWAP run, which needs none.
+
+    Weights and data are not opened.
+
+    Raises:
+        UserError: The run has no average, or no snapshot before its end.
+    """
+    _require_averaging(run)
+    if run.plan.worker is not None:
+        return []
     steps = [int(path.stem.removeprefix("step-")) for path in run.folder.snapshot_files]
     before_the_end = [step for step in steps if step < run.step]
     if not before_the_end:
         raise UserError(
             f"{run.folder.path}: has no snapshot before its end, and the plane needs one at the start of averaging",
             hint="train with snapshots.every=1ep, or name three weight sets:"
-            f" swa plot RUN plane --points A.pt {RAW} {average}",
+            f" swa plot RUN plane --points A.pt {RAW} {next(iter(run.averaging))}",
         )
-    step = next((step for step in before_the_end if step >= start), before_the_end[-1])
-    epoch = f"{step / run.plan.steps_per_epoch:.4g}"
-    name = f"epoch {epoch}" if step >= start else f"epoch {epoch}, before averaging"
-    return {name: str(run.folder.snapshot_path(step)), RAW: RAW, average: average}
+    return before_the_end
+
+
+def _require_averaging(run: OpenRun) -> None:
+    if not run.averaging:
+        raise UserError(f"{run.folder.path}: has no average", hint="train with a section `swa` in the recipe")
 
 
 def _first_average(run: OpenRun, *, options: str) -> str:
@@ -267,8 +287,7 @@ def _first_average(run: OpenRun, *, options: str) -> str:
     """
     if run.best != RAW:
         return run.best
-    if not run.averaging:
-        raise UserError(f"{run.folder.path}: has no average", hint="train with a section `swa` in the recipe")
+    _require_averaging(run)
     how = open.how_to_take_average(run.folder, run.point, run.recipe)
     hint = "let the run reach its averaging phase, and end"
     if how is not None:

@@ -273,7 +273,7 @@ def _plane(run: OpenRun, *, measure: bool) -> list[Drawing]:
             if surface is not None:
                 break
     if surface is None:
-        loss_surface.default_points(run)  # else no hint to measure one would help
+        loss_surface.snapshots_of_plane(run)  # else no hint to measure one would help
         raise UserError(
             f"{run.folder.path}: no plane was measured",
             hint=f"run `{command(('swa', 'plot', run.folder.path, 'plane'), run.recipe)}` first, or add --plane",

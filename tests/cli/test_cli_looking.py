@@ -298,7 +298,7 @@ def test_a_plan_of_processes_leaves_sharding_out(swa, tmp_path: Path) -> None:
         (["--gigabits", "25"], "go with --processes"),
         (["--processes", "2", "--machines", "3"], "--machines: 3"),
         (["--processes", "2", "--gigabits", "inf"], "--gigabits"),
-        (["--processes", "0"], "greater than or equal to 1"),
+        (["--processes", "0"], "a number of at least 1"),
         (["--processes", "300"], "300 are more than the 256 samples of a batch"),
     ],
 )

@@ -29,9 +29,9 @@ def said(lines: list[str]) -> list[str]:
 
 
 def on_screen(lines: list[str], *, columns: int) -> list[str]:
-    """Lines as a terminal shows them: only a path that is wider than its place goes on below."""
+    """Lines as a terminal shows them: only a path or a command that is wider than its place goes on below."""
     long = [line for line in lines if len(line) > columns]
-    assert all("/" in line and len(line.split()) <= 2 for line in long), long
+    assert all(("/" in line and len(line.split()) <= 2) or "  swa " in line for line in long), long
     return [line[start : start + columns] for line in lines for start in range(0, len(line) or 1, columns)]
 
 
