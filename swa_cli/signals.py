@@ -13,6 +13,7 @@ import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import ClassVar
 
 from swa_cli.errors import Terminated
 
@@ -24,6 +25,7 @@ class _Process:
 
     noted = 0  # the last signal
     raised = 0  # the last one that the handler has raised
+    ignored: ClassVar[set[int]] = set()  # on purpose: another process passes them on
     announce: Callable[[], None] | None = None  # called for a signal that is deferred; None where none is
 
 
@@ -57,10 +59,11 @@ def handlers_kept() -> Iterator[None]:
 
 @contextmanager
 def handled() -> Iterator[None]:
-    """Handle the signals while the block runs, also those that are ignored outside of it."""
+    """Handle the signals while the block runs, also those that this process was started to ignore."""
     with handlers_kept():
         for number in HANDLED:
-            signal.signal(number, hear)
+            if number not in _Process.ignored:
+                signal.signal(number, hear)
         yield
 
 
@@ -103,6 +106,7 @@ def forget() -> None:
 def ignore(numbers: Iterable[int] = HANDLED) -> None:
     """Ignore signals from now on."""
     for number in numbers:
+        _Process.ignored.add(number)
         signal.signal(number, signal.SIG_IGN)
 
 

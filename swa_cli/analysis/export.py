@@ -162,8 +162,7 @@ def export_checkpoint(
         hint = open.how_to_refresh(found, about, batchnorm, recipe=recipe, overrides=overrides)
         open.require_fresh(batchnorm, path=request.path, hint=hint)
     loading.load_strict(model, item.state_dict, source=f"{request.path} ({name})")
-    held = about if found.kind == "foreign" else open.recipe_of(found)
-    metadata = _metadata(found, name, item, held, input_, request)
+    metadata = _metadata(found, name, item, about, input_, request)
     with torch.no_grad(), terminal.progress(f"{name} as {request.name}", len(BATCHES) + 1) as bar:
         data, difference = _checked_bytes(request, model, input_, metadata, source=about.model.name, bar=bar)
     write_atomic(request.target, lambda file: file.write(data), reserve=len(data))
@@ -297,7 +296,7 @@ def _metadata(
 ) -> dict[str, str]:
     """Return the metadata of the file: texts, and JSON texts for structured values."""
     values: dict[str, Any] = {
-        "recipe": recipe.values(),
+        "recipe": recipe.values() if found.kind == "foreign" else found.recipe,
         "input": input_,
         "average": _average(found, name, item),
         "batchnorm_samples": _samples_of_pass(found, name),

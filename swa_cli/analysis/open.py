@@ -141,7 +141,7 @@ def why_not_held_out(found: Checkpoint, context: Context) -> str | None:
     if found.recipe is None or context.source.val is None or "val" in context.source.data.splits:
         return None
     then, values = context.recipe, context.recipe.values()
-    if any(found.recipe[key] != values[key] for key in ("dataset", "seed")):
+    if any(found.recipe.get(key) != values[key] for key in ("dataset", "seed")):
         then = recipe_of(found)
     if then.dataset.name != context.recipe.dataset.name:
         return None
@@ -272,7 +272,7 @@ def lock(target: Path) -> Iterator[None]:
     if folder is not None:
         with folder.lock():
             yield
-    elif not target.is_file():
+    elif not (target.is_file() and os.access(target, os.W_OK)):  # to replace a file its folder is written
         yield
     else:
         with locks.opened(target) as file:
@@ -423,7 +423,8 @@ def require_no_checkpoint(target: Path) -> None:
     folder, other = RunFolder.containing(target), "name another file with -o FILE"
     if folder is not None and target.resolve() in (folder.last, folder.previous):
         raise UserError(f"{target}: is the resume point of its run", hint=other)
-    if folder is not None and target.suffix == ".pt" and target.exists():
+    is_kept = folder is not None and target.resolve().parent in (folder.checkpoints, folder.snapshots)
+    if is_kept and target.suffix == ".pt" and target.exists():
         raise UserError(f"{target}: is a checkpoint of a run", hint=other)
 
 

@@ -105,7 +105,7 @@ def measure_pooled(
         mean, var = statistics[layer]
         owner = owners[id(mean)]
         is_narrow = mean.dtype.itemsize < 4
-        is_plain = layer not in unchecked
+        is_plain = layer not in unchecked and not isinstance(layer, nn.SyncBatchNorm)  # which requires its count
 
         def measured_forward(*args: Any, **kwargs: Any) -> Any:
             values = layer_input(args, kwargs)
@@ -251,7 +251,9 @@ def modes_in_training(
 
 def _uncounted(layer: _BatchNorm, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     """Execute a layer of torch's without counting the batch, which would cost 1 % of a pass."""
-    count = layer._buffers["num_batches_tracked"]
+    count = layer._buffers.get("num_batches_tracked")
+    if count is None:
+        return forward(*args, **kwargs)
     layer._buffers["num_batches_tracked"] = None
     try:
         return forward(*args, **kwargs)

@@ -195,9 +195,7 @@ def _unknown(
     if are_given:
         kinds = f"neither one of dataset.args.classes nor a number from 0 to {len(names) - 1}"
         if not may_be_number:
-            kinds = (
-                "not one of dataset.args.classes, which are numbers, so that labels are names and do not count from 0"
-            )
+            kinds = "not one of dataset.args.classes; the name of one is the number of another, so labels are names"
         return UserError(
             f"{place}: the label {text!r} is {kinds}",
             hint=f"{did_you_mean(text, names)}The classes are {listed}: correct the label or the list",

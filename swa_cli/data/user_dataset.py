@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
@@ -66,6 +66,8 @@ def read(name: str, *, root: str, args: Mapping[str, Any]) -> Found:
         try:
             is_empty = not len(dataset)
         except (TypeError, ValueError, OverflowError) as error:
+            if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
+                raise  # inside the user's code
             what = f"{type(dataset).__name__} as {split!r}, whose __len__ fails: {error}"
             raise UserError(f"{name} returned {what}", hint="let __len__ return the number of samples") from error
         if is_empty:
@@ -114,7 +116,8 @@ def _call_factory(name: str, *, root: str, args: Mapping[str, Any]) -> Any:
 def _class_names(returned: Mapping[str, Any], *, name: str, target: str) -> tuple[str, ...]:
     """Return the class names, or numbers in their place; none if only the user's task knows the classes."""
     given = returned.get("class_names")
-    given = getattr(returned["train"], "classes", None) if given is None else given
+    if given is None or given is False or (isinstance(given, Sized) and not len(given)):
+        given = getattr(returned["train"], "classes", None)
     if not isinstance(given, Iterable | None):
         raise UserError(f"{name} gives {given!r:.80} as the names of the classes", hint="give one text per class")
     names = [*(given if given is not None else ())]
@@ -140,7 +143,10 @@ def _floats(returned: Mapping[str, Any], key: str, *, name: str) -> tuple[float,
     if value is None:
         return None
     try:
-        return tuple(np.asarray(value, dtype=np.float64).ravel().tolist())
+        numbers = value.detach().cpu() if isinstance(value, Tensor) else value
+        if isinstance(numbers, Iterable) and not hasattr(numbers, "ndim"):
+            numbers = [float(number) for number in numbers]
+        return tuple(np.asarray(numbers, dtype=np.float64).ravel().tolist())
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise UserError(f"{name} returned {value!r:.80} as {key!r}", hint="return one number per channel") from error
 

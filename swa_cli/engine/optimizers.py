@@ -1,7 +1,7 @@
 """Optimizers by name: the class, its options, and groups of parameters with their own rate, options or optimizer.
 
 Options are checked against the signature of the class before anything runs, so a misspelt `momentun` is a problem with
-a suggestion; those of a constructor of torch are also held against its types, and tried on an empty parameter. A name
+a suggestion; those of a constructor of torch are also held against its types, and tried on a parameter. A name
 is a class of torch.optim, or the import path of a user's class that derives from torch's Optimizer, or of a function
 that returns one. Two kinds need more than `step()`: those that average inside (Schedule-Free) have modes, see
 `eval_weights`, and those with `needs_closure` (SAM) pass a batch several times.
@@ -95,12 +95,20 @@ def _check_options(
             message = f"{value!r:.100} is no value of this option of {_full_name(name)}"
             hint = f"write {inspect.formatannotation(types[key])}"
             problems.append(Problem(f"{place}.{key}", message, f"{hint}; its default is {defaults[key]!r}"))
-    if not problems and beside is not None:
-        try:
-            make([torch.empty(0, 0)], **{**beside, **options})
-        except REFUSALS as error:
-            problems.append(_refusal(name, error, place=place))
+    if not problems and beside is not None and make.__module__.startswith("torch.optim."):
+        # torch takes more in a group than its constructor does: momentum 0 beside nesterov of the others.
+        refusals = [_refusal_of(make, {**others, **options}) for others in (beside, {})]
+        if refusals[0] is not None and refusals[1] is not None:
+            problems.append(_refusal(name, refusals[0], place=place))
     return problems
+
+
+def _refusal_of(make: Callable[..., Any], options: Mapping[str, Any]) -> Exception | None:
+    try:
+        make([nn.Parameter(torch.zeros(1, 1))], **options)
+    except REFUSALS as error:
+        return error
+    return None
 
 
 def _has_type(value: Any, annotation: Any) -> bool:

@@ -232,7 +232,8 @@ def _own_loss(name: str, *, label_smoothing: float, class_weights: Tensor | None
         forms=LOSS_FORMS,
         expected=f"let it be a function (outputs, targets{keywords}) that returns the mean over a batch",
     )
-    if inspect.isclass(function):
+    is_module = inspect.isclass(function) and issubclass(function, torch.nn.Module)
+    if is_module:
         hint = "name a function, such as torch.nn.functional:cross_entropy, or an object of the class"
         raise UserError(f"train.loss: {name} is a class, and a loss is called with outputs and targets", hint=hint)
 

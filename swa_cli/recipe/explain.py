@@ -22,7 +22,7 @@ from swa_cli.recipe import kinds, scalars
 from swa_cli.recipe.schema import Recipe, misplaced_in_schedule
 from swa_cli.recipe.schema.output import misplaced_in_logger
 from swa_cli.recipe.values import INTERNAL
-from swa_cli.recipe.yaml_document import COMMAND_LINE, KeyPath, Tree, label
+from swa_cli.recipe.yaml_document import KeyPath, Tree, label
 
 NAME = "NAME"  # stands for a name of the user's own, as in averages.NAME.decay
 MEANT = {
@@ -118,8 +118,7 @@ def add_odd_keys(tree: Tree) -> None:
         section = _as_written(tree.values, above, otherwise={})
         keys = list(section)
         before = section[keys[keys.index(key) - 1]] if key in keys[1:] else None
-        is_changed = tree.place(path, at_key=True).source.startswith(COMMAND_LINE)
-        hint = f"write {scalars.quoted(scalars.Word(key) if is_changed else key)}"
+        hint = f"write {scalars.quoted(key)}"
         if scalars.is_null(section.get(key)) and key.isdigit() and isinstance(before, scalars.Plain):
             hint = f"write {before}.{key}" if re.fullmatch(r"[-+]?\d+", before) else hint
         tree.add_problem(path, f"the key {scalars.shown(key)} is not text", hint, at_key=True)
@@ -335,7 +334,8 @@ def _about_section(path: KeyPath, value: Any) -> tuple[str, str]:
         key, word = _without_space(value, _general(path)) or (_key_of(value, _general(path)), value)
         return message, f"write {shlex.quote(f'{name}.{key}={word}')}" if key else f"write {name}.KEY=VALUE"
     elif glued := _without_space(value, _general(path)):
-        return f"{scalars.shown(value)} has no space after the colon", f"write `{glued[0]}: {glued[1]}`"
+        section = _in_brackets({glued[0]: scalars.Plain(glued[1])})
+        return f"{scalars.shown(value)} has no space after the colon", f"write `{path[-1]}: {section}`"
     elif (key := _key_of(value, _general(path))) is not None:
         section = _in_brackets({key: value})  # in a list it stands alone
         return message, f"write `{path[-1]}: {section}`" if isinstance(path[-1], str) else f"write {section}"

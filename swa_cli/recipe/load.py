@@ -278,7 +278,7 @@ def _override(tree: Tree, word: str, *, allowed: Sequence[str] | None) -> Iterat
     else:
         problems: Sequence[Problem]
         try:
-            value, read = yaml_document.read(text, source=tree.source, plain=scalars.Word)
+            value, read = yaml_document.read(text, source=tree.source)
             problems = read.problems
         except RecipeError as error:
             hint = f"put the word in quotes for the shell, such as '{key}=[a, b]'"

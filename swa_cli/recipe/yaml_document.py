@@ -145,24 +145,21 @@ LINE_BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")  # as PyYAML counts lines
 NO_CHARACTER = ("a text has a `\\u` or `\\U` escape of no character", "correct it, or use single quotes")
 
 
-def read(text: str, *, source: str, plain: type[scalars.Plain] = scalars.Plain) -> tuple[Any, Tree]:
+def read(text: str, *, source: str) -> tuple[Any, Tree]:
     """Return the value of YAML text, which is a single document, and a tree of its places and problems.
-
-    `plain` is the type of text without quotes.
 
     Raises:
         RecipeError: The text is not YAML.
     """
-    reader = _Reader(text, source=source, plain=plain)
+    reader = _Reader(text, source=source)
     return reader.document(), reader.tree
 
 
 class _Reader(yaml.SafeLoader):
     """Composes nodes with PyYAML, then values from them; aliases, anchors and types are reported, not followed."""
 
-    def __init__(self, text: str, *, source: str, plain: type[scalars.Plain]) -> None:
+    def __init__(self, text: str, *, source: str) -> None:
         self.tree = Tree(source)
-        self._plain = plain
         self._lines = LINE_BREAK.split(text)
         self._depth = self._num_values = 0
         self._refused: dict[yaml.Node, tuple[str, str, Place]] = {}  # message, hint, place
@@ -235,7 +232,7 @@ class _Reader(yaml.SafeLoader):
         elif node.style:
             value = node.value
         else:
-            value = self._plain(node.value)
+            value = scalars.Plain(node.value)
             place = place if value else key_place or place
         if path:
             self.tree.spots[path] = Spot(key_place or place, place)

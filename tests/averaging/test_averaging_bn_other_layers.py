@@ -369,6 +369,15 @@ def test_a_rounded_mean_is_the_mean_of_the_input() -> None:
     torch.testing.assert_close(model[0].running_mean.float(), torch.full((2,), 30.0), rtol=1e-2, atol=0)
 
 
+def test_synchronized_batchnorm_and_layers_without_a_count() -> None:
+    """torch's SyncBatchNorm requires its count; a layer may have none."""
+    values, model = images(), nn.Sequential(nn.SyncBatchNorm(2), nn.BatchNorm2d(2))
+    del model[1]._buffers["num_batches_tracked"]
+    model[1].num_batches_tracked = None
+    assert update_batchnorm(values.split(35), model).num_layers == 2
+    torch.testing.assert_close(model[0].running_mean, values.mean((0, 2, 3)), rtol=1e-4, atol=1e-4)
+
+
 class Spare(nn.Module):
     """A lazy layer that no sample reaches, and one that its forward casts."""
 

@@ -347,3 +347,12 @@ def test_sgd_bears_a_first_step_that_is_skipped(options: dict[str, Any], monkeyp
         scaler.update()
         for own, other in zip(ours.parameters(), theirs.parameters(), strict=True):
             torch.testing.assert_close(own, other)
+
+
+@pytest.mark.parametrize(
+    ("options", "of_group"),
+    [({"momentum": 0.9, "nesterov": True}, {"momentum": 0}), ({"momentum": 0.9}, {"nesterov": True})],
+)
+def test_a_group_may_have_what_a_constructor_refuses_of_all(options: dict[str, Any], of_group: dict[str, Any]) -> None:
+    """As torch: checks between options are made of those of the constructor, not of a group's."""
+    assert not optimizers.check(settings("SGD", options, groups=[group(match=["bias"], **of_group)]))
