@@ -99,8 +99,9 @@ def exit_code() -> int:
 
 
 def forget() -> None:
-    """Forget the signals that were noted: the command that they were for has ended."""
+    """Forget the signals that were noted or are to be ignored: the command that they were for has ended."""
     _Process.noted = _Process.raised = 0
+    _Process.ignored.clear()
 
 
 def ignore(numbers: Iterable[int] = HANDLED) -> None:

@@ -111,3 +111,16 @@ def test_a_command_does_not_hear_what_ended_another_one() -> None:
         send()
     assert CliRunner().invoke(cli.app, ["recipes"]).exit_code == 0
     signals.check()
+
+
+def test_what_a_process_leaves_to_another_one_is_not_handled_in_a_run() -> None:
+    """A worker of a sweep hears SIGTERM alone, also while it trains: the terminal sends Ctrl-C to all processes."""
+    with signals.handlers_kept():
+        signals.ignore([signal.SIGINT])
+        with signals.handled():
+            send(signal.SIGINT)
+            assert not signals.noted()
+            assert signal.getsignal(signal.SIGTERM) is signals.hear
+    signals.forget()
+    with signals.handled():
+        assert signal.getsignal(signal.SIGINT) is signals.hear

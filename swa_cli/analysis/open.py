@@ -136,7 +136,8 @@ def open_context(found: Checkpoint, loaded: Loaded, terminal: Terminal) -> tuple
 def why_not_held_out(found: Checkpoint, context: Context) -> str | None:
     """Return why the weights in a file may have been trained on the validation images of a context; None if not.
 
-    A foreign file does not tell, and a validation split that the dataset itself has was taken from no training images.
+    A foreign file does not tell, and a validation split that the dataset itself has was taken from no training images;
+    nor was one of other images below another root.
     """
     if found.recipe is None or context.source.val is None or "val" in context.source.data.splits:
         return None
@@ -145,7 +146,12 @@ def why_not_held_out(found: Checkpoint, context: Context) -> str | None:
         then = recipe_of(found)
     if then.dataset.name != context.recipe.dataset.name:
         return None
-    before = held_out(then, splits=found.content["input"].get("data", {}))
+    data = found.content["input"].get("data", {})
+    if then.dataset.root != context.recipe.dataset.root:  # a copy, or other images
+        known, images = data.get("train", {}).get("sha256"), context.source.data()["train"].sha256
+        if known != images:
+            return None
+    before = held_out(then, splits=data)
     now = held_out(context.recipe, splits=context.source.data.splits)
     if before == now:
         return None

@@ -287,6 +287,28 @@ def test_validation_images_that_were_trained_on_are_not_scored(swa, run: Path, c
     assert swa("eval", run.parent, "dataset.val=0", "--json").json["reference"] == "last_bn"
 
 
+def test_validation_images_below_another_root_are_those_of_other_data(swa, tmp_path: Path) -> None:
+    """Another split of a copy of the photos is refused; one of other photos, which nobody has trained on, is scored."""
+    for root, gray in (("pets", 0), ("copy", 0), ("others", 100)):
+        for row in range(12):
+            folder = tmp_path / root / "train" / ("cat", "dog")[row % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (8, 8), gray + 8 * row).save(folder / f"{row}.png")
+    recipe = {
+        "name": "pets",
+        "model": {"name": "convnet", "args": {"width": 2}},
+        "dataset": {"name": "image_folder", "root": "pets", "val": 4, "workers": 0},
+        "optimizer": {"lr": 0.01},
+        "train": {"epochs": 1, "batch_size": 4},
+        "output": {"plots": False},
+    }
+    (tmp_path / "pets.yaml").write_text(json.dumps(recipe))
+    assert swa("train", "pets.yaml", "-o", "pets_runs").code == 0
+    words = ["eval", "pets_runs/pets-001/checkpoints/last_bn.pt", "dataset.val=6"]
+    assert swa(*words, "dataset.root=copy").code == 2
+    assert swa(*words, "dataset.root=others").code == 0
+
+
 def test_data_of_another_kind_are_refused(swa, run: Path, tmp_path: Path) -> None:
     """Weights of ten digits on a folder of two classes: exit 2, both are named."""
     for label in ("cat", "dog"):
