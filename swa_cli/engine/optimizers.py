@@ -104,6 +104,7 @@ def _check_options(
 
 
 def _refusal_of(make: Callable[..., Any], options: Mapping[str, Any]) -> Exception | None:
+    _avoid_the_compiler()
     try:
         make([nn.Parameter(torch.zeros(1, 1))], **options)
     except REFUSALS as error:
