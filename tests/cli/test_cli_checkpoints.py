@@ -71,6 +71,9 @@ def test_a_result_replaces_no_other_checkpoint_of_a_run(swa, run: Path) -> None:
             assert f"{target.name}: is a checkpoint of a run" in " ".join(ended.err.split())
         assert target.read_bytes() == before
     assert swa("bn-update", run / "swa.pt", "-o", run / "swa-again.pt").code == 0
+    (run.parent / "mine").mkdir()
+    for _ in range(2):  # one's own result in a folder that no run writes is replaced
+        assert swa("average", *sources, "-o", run.parent / "mine/mean.pt").code == 0
 
 
 def test_two_processes_do_not_change_one_file(swa, run: Path) -> None:
