@@ -111,8 +111,7 @@ class Request:
                 f"{target}: a file of {self.name} ends in {' or '.join(suffixes)}", hint=f"name a {suffixes[0]} file"
             )
         open.require_writable(target, sources=[self.path])
-        if target.suffix == ".pt" and target.exists() and RunFolder.containing(target) is not None:
-            raise UserError(f"{target}: is a checkpoint of a run", hint="name another file with -o FILE")
+        open.require_no_checkpoint(target)
 
 
 class Normalized(nn.Module):

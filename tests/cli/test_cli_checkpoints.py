@@ -65,6 +65,7 @@ def test_a_result_replaces_no_other_checkpoint_of_a_run(swa, run: Path) -> None:
             ["average", *sources],
             ["average", run.parent, "--weights", "swa"],
             ["soup", *sources, "--method", "uniform"],
+            ["export", run / "swa.pt", "--format", "state-dict"],
         ):
             ended = swa(*command, "-o", target)
             assert ended.code == 2
