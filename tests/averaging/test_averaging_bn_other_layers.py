@@ -378,6 +378,15 @@ def test_synchronized_batchnorm_and_layers_without_a_count() -> None:
     torch.testing.assert_close(model[0].running_mean, values.mean((0, 2, 3)), rtol=1e-4, atol=1e-4)
 
 
+def test_a_layer_with_the_forward_of_another_one_keeps_its_statistics() -> None:
+    """It never moves them."""
+    model = nn.Sequential(nn.BatchNorm2d(2), nn.BatchNorm2d(2))
+    model[1].running_mean.fill_(0.5)
+    model[1].forward = model[0].forward
+    assert update_batchnorm(images().split(35), model).num_layers == 1
+    assert torch.equal(model[1].running_mean, torch.full((2,), 0.5))
+
+
 class Spare(nn.Module):
     """A lazy layer that no sample reaches, and one that its forward casts."""
 
