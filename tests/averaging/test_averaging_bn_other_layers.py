@@ -378,6 +378,13 @@ def test_synchronized_batchnorm_and_layers_without_a_count() -> None:
     torch.testing.assert_close(model[0].running_mean, values.mean((0, 2, 3)), rtol=1e-4, atol=1e-4)
 
 
+def test_a_class_that_never_moves_its_statistics_is_frozen_behind_values_around_0() -> None:
+    """The mean that it is fed is that of its zeroed buffer."""
+    model = nn.Sequential(nn.BatchNorm2d(2), FixedNorm(2))
+    assert update_batchnorm(images().split(35), model).num_layers == 1
+    assert torch.equal(model[1].running_var, torch.ones(2))
+
+
 def test_a_layer_with_the_forward_of_another_one_keeps_its_statistics() -> None:
     """It never moves them."""
     model = nn.Sequential(nn.BatchNorm2d(2), nn.BatchNorm2d(2))
