@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,7 +29,6 @@ Examples:
 
 {EXIT_CODES}"""
 
-PROFILES = ("--ema", "--power-ema", "--decay")
 DECAYS = ("linear", "cosine", "1-sqrt")  # of `averaging.profiles`, which imports torch
 AVERAGE = re.compile(r"[A-Za-z_][\w-]*")  # the name of an average, not numbers
 
@@ -126,24 +126,14 @@ def average(
     Weight sets of different runs are checked for a barrier; `swa soup` takes what runs ship.
     Changes are limited to dataset.*, eval.* and train.{device,precision,threads}.
     """
-    given = {"--last": last, "--weights": weights, "--greedy": greedy, "--search": search}
-    given |= {"--ema": ema, "--power-ema": power_ema, "--decay": decay}
-    by_profile = [option for option in PROFILES if given[option] is not None]
-    given |= {"--window": None if by_profile else window}
-    chosen = [option for option, value in given.items() if value not in (None, False)]
-    if len(chosen) > 1:
-        raise typer.BadParameter(f"{chosen[0]} and {chosen[1]} exclude each other: give one")
-    if no_bn and (greedy or search or at):
-        raise typer.BadParameter(f"{'--at' if at else chosen[0]} scores refreshed averages: leave out --no-bn")
+    ways = {"--last": last, "--weights": weights, "--greedy": greedy, "--search": search}
+    by_profile = {"--ema": ema, "--power-ema": power_ema, "--decay": decay}
+    details = {"--window": window, "--share": share, "--at": at, "--no-bn": no_bn}
+    has_profile = _require_one_way(_given(ways), _given(by_profile), _given(details))
     if plot is not None and not (search or at):
         raise typer.BadParameter("--plot goes with --search or --at")
     if passes is not None and not search:
         raise typer.BadParameter("--passes goes with --search")
-    for option, value in (("--share", share), ("--at", at)):
-        if value is not None and not by_profile:
-            raise typer.BadParameter(f"{option} goes with --decay, --ema or --power-ema: add --decay linear")
-        if value is not None and window is not None:
-            raise typer.BadParameter(f"{option} and --window exclude each other: give one")
     sources, changes = sources_and_changes(words)
     if out is None and at is None:
         raise typer.BadParameter("Missing option '-o': name the file to write, such as -o FILE.pt")
@@ -173,7 +163,7 @@ def average(
         from swa_cli.analysis.snapshot_series import ProfileOption
 
     terminal = Terminal(quiet=quiet, json=as_json)
-    profile = ProfileOption(half_life, width, decay) if by_profile else None
+    profile = ProfileOption(half_life, width, decay) if has_profile else None
     if points is not None and profile is not None:
         result = budgets.average_at(
             sources[0],
@@ -215,6 +205,33 @@ def average(
             allow_code=allow_code,
         )
     answer(result, as_json=as_json)
+
+
+def _given(options: Mapping[str, object]) -> list[str]:
+    return [option for option, value in options.items() if value not in (None, False)]
+
+
+def _require_one_way(ways: Sequence[str], by_profile: Sequence[str], details: Sequence[str]) -> bool:
+    """Refuse options that exclude each other; return whether a profile weighs the snapshots.
+
+    Args:
+        ways: Those given that say which sources count, and how much.
+        by_profile: Those given that weigh every step of a run.
+        details: Those given of `--window`, which with a profile is a detail of it, `--share`, `--at` and `--no-bn`.
+    """
+    is_way = "--window" in details and not by_profile
+    chosen = [*ways, *by_profile, *["--window"] * is_way]
+    if len(chosen) > 1:
+        raise typer.BadParameter(f"{chosen[0]} and {chosen[1]} exclude each other: give one")
+    scoring = [option for option in ("--at", "--greedy", "--search") if option in (*details, *ways)]
+    if "--no-bn" in details and scoring:
+        raise typer.BadParameter(f"{scoring[0]} scores refreshed averages: leave out --no-bn")
+    for option in ("--share", "--at"):
+        if option in details and not by_profile:
+            raise typer.BadParameter(f"{option} goes with --decay, --ema or --power-ema: add --decay linear")
+        if option in details and "--window" in details:
+            raise typer.BadParameter(f"{option} and --window exclude each other: give one")
+    return bool(by_profile)
 
 
 def _duration(option: str, text: str) -> Duration:
