@@ -195,6 +195,8 @@ def build_run(
     """
     try:
         return _build_run(loaded, events, point=point, world=world, context=context, purpose=purpose)
+    except RecipeError as error:
+        raise loaded.locate(error.problems) from error
     except UserError as error:
         if found := loaded.problems_of(error):
             raise loaded.locate(found) from error
@@ -204,90 +206,50 @@ def build_run(
 def _build_run(
     loaded: Loaded, events: Events, *, point: Checkpoint | None, world: World, context: Context | None, purpose: Purpose
 ) -> Run:
-    recipe, settings = loaded.recipe, loaded.recipe.train
-    problems = problems_of_names(recipe)
+    settings, problems = loaded.recipe.train, problems_of_names(loaded.recipe)
     warm = None
     if settings.init is not None and point is None:  # a resumed run starts from its resume point
         warm, unreadable = read_initial(settings.init)
         problems += unreadable
     if world.is_rank0:
-        is_worker = recipe.swap is not None and recipe.swap.worker is not None  # its rows are in its metrics.csv alone
-        entries = [] if is_worker else recipe.output.loggers
-        found, unusable = loggers.build(entries) if entries else ({}, [])
+        events, unusable = _with_loggers(events, loaded.recipe)
         problems += unusable
-        events = events.extended(loggers.MetricsCsv(), loggers=found)
-    if image_problems(recipe) or model_problems(recipe):  # the data cannot be read so
-        raise loaded.locate([*problems, *problems_between(recipe, columns=None)])
-    known = {} if point is None else {"recorded": point.content["input"], "begun": point.content["environment"]}
-    try:
-        if context is None:
-            packing: Packing = "write" if purpose == "train" else "plan"
-            context = build_context(recipe, events, world=world, packing=packing, **known)
-        context = replace(context, events=events)
-        recipe = context.recipe  # with the inputs of pretrained weights
-    except (UserError, RecipeError) as error:
-        found_too = loaded.problems_of(error)
-        if problems or found_too:
-            raise loaded.locate([*problems, *found_too]) from error
-        raise
-    plan = _make_plan(loaded, context, problems)
-    try:
-        model = context.build_model()
-    except RecipeError as error:
-        raise loaded.locate(error.problems) from error
-    if problem := _problem_of_layers(model, context):
-        raise loaded.locate([problem])
-    read(model)  # refuses a state dict that can be neither averaged nor saved
+    context = _read_data(loaded, events, problems=problems, point=point, world=world, context=context, purpose=purpose)
+    recipe = context.recipe  # with the inputs of pretrained weights
+    plan = _make_plan(loaded.recipe, context, problems)
+    model = _build_model(context, initialize=point is None)
     replica = Replica(context, model)
-    preflight.check_evaluation(replica)
-    initialize_from = getattr(model, "initialize_from", None)
-    if point is None and initialize_from is not None:
-        initialize_from(context.initial_inputs())
-    if settings.compile is not None:
-        step.require_compiler(settings.compile, device=context.hardware.device)
-    try:
-        optimizers.require_trained(model)
-        initial = None
-        if warm is not None:
-            initial = load_initial(warm, model, name=settings.init_weights, skip=settings.init_skip)
-        elif recipe.model.pretrained is not None and point is None:
-            initial = load_pretrained(context, model, purpose=purpose)
-        seen = preflight.check(replica, plan)
-        context = replica.context = preflight.with_defined_gradients(replica, seen.samples)
-        sharding = UNSHARDED
-        if settings.fsdp:
-            if replica.borrows:
-                message = f"{recipe.model.name} makes another network each time: its parts cannot be put together"
-                raise RecipeError([Problem("train.fsdp", message, "write train.fsdp=false")])
-            model, sharding = fsdp.shard(
-                model, world=world, device=context.hardware.device, sync_batchnorm=settings.sync_batchnorm
-            )
-            replica = Replica(context, model, sharding)
-        frozen = names_to_freeze(model, recipe.model.freeze) if plan.unfreeze is not None else frozenset()
-        is_scaled = context.hardware.precision == "fp16"
-        optimizer = optimizers.build(model, recipe.optimizer, is_sparse=seen.is_sparse)
-        replica.frozen = freeze(model, frozen)  # after all that has to see the whole network
-        optimizers.begin_momentum(optimizer)
-        _require_closure_possible(optimizer, context)
-    except RecipeError as error:
-        raise loaded.locate(error.problems) from error
+    initial = None
+    if warm is not None:
+        initial = load_initial(warm, model, name=settings.init_weights, skip=settings.init_skip)
+    elif recipe.model.pretrained is not None and point is None:
+        initial = load_pretrained(context, model, purpose=purpose)
+    seen = preflight.check(replica, plan)
+    context = replica.context = preflight.with_defined_gradients(replica, seen.samples)
+    sharding = UNSHARDED
+    if settings.fsdp:
+        model, sharding = _shard(replica)
+        replica = Replica(context, model, sharding)
+    frozen = names_to_freeze(model, recipe.model.freeze) if plan.unfreeze is not None else frozenset()
+    optimizer = optimizers.build(model, recipe.optimizer, is_sparse=seen.is_sparse)
+    replica.frozen = freeze(model, frozen)  # after all that has to see the whole network
+    optimizers.begin_momentum(optimizer)
+    _require_closure_possible(optimizer, context)
+    warnings = (
+        *plan.warnings,
+        *_warnings_of_workers(context),
+        *_warnings_of_inner_average(context, optimizer),
+        *(initial.warnings if initial else ()),
+        *seen.warnings,
+    )
     device, place = context.hardware.device, None if settings.averages_device == "auto" else settings.averages_device
     return Run(
         context,
-        replace(
-            plan,
-            warnings=(
-                *plan.warnings,
-                *_warnings_of_workers(context),
-                *_warnings_of_inner_average(context, optimizer),
-                *(initial.warnings if initial else ()),
-                *seen.warnings,
-            ),
-        ),
+        replace(plan, warnings=warnings),
         model,
         replica,
         optimizer,
-        torch.amp.GradScaler(device.type, enabled=is_scaled),
+        torch.amp.GradScaler(device.type, enabled=context.hardware.precision == "fp16"),
         {item.name: WeightAverage(model, **item.arguments, device=place) for item in plan.averages},
         WeightAverage(model, device=place) if recipe.snapshots and recipe.snapshots.cumulative else None,
         {item.name: frozenset(item.steps) for item in plan.averages},
@@ -299,6 +261,76 @@ def _build_run(
         statistics=seen.update,
         needs_closure=optimizers.needs_closure(optimizer),
         running=running_statistics(model),
+    )
+
+
+def _with_loggers(events: Events, recipe: Recipe) -> tuple[Events, list[Problem]]:
+    """Add metrics.csv and the loggers of the recipe; return the problems of those that cannot be used too."""
+    is_worker = recipe.swap is not None and recipe.swap.worker is not None  # its rows are in its metrics.csv alone
+    entries = [] if is_worker else recipe.output.loggers
+    found, unusable = loggers.build(entries) if entries else ({}, [])
+    return events.extended(loggers.MetricsCsv(), loggers=found), unusable
+
+
+def _read_data(
+    loaded: Loaded,
+    events: Events,
+    *,
+    problems: list[Problem],
+    point: Checkpoint | None,
+    world: World,
+    context: Context | None,
+    purpose: Purpose,
+) -> Context:
+    """Build the context, or complete the one that was built before; its problems are told with those found before.
+
+    Raises:
+        RecipeError: The data cannot be read as the recipe says.
+        UserError: As for `build_context`, where there were no `problems`.
+    """
+    recipe = loaded.recipe
+    if image_problems(recipe) or model_problems(recipe):
+        raise RecipeError([*problems, *problems_between(recipe, columns=None)])
+    known = {} if point is None else {"recorded": point.content["input"], "begun": point.content["environment"]}
+    try:
+        if context is None:
+            packing: Packing = "write" if purpose == "train" else "plan"
+            context = build_context(recipe, events, world=world, packing=packing, **known)
+        return replace(context, events=events)
+    except (UserError, RecipeError) as error:
+        found_too = loaded.problems_of(error)
+        if problems or found_too:
+            raise RecipeError([*problems, *found_too]) from error
+        raise
+
+
+def _build_model(context: Context, *, initialize: bool) -> nn.Module:
+    """Build the network, and refuse what can be neither trained, evaluated, averaged nor saved.
+
+    A network that has `initialize_from`, as speednet has, is initialized from training images where asked.
+    """
+    model = context.build_model()
+    if problem := _problem_of_layers(model, context):
+        raise RecipeError([problem])
+    read(model)  # refuses a state dict that can be neither averaged nor saved
+    preflight.check_evaluation(Replica(context, model))
+    if initialize and (initialize_from := getattr(model, "initialize_from", None)) is not None:
+        initialize_from(context.initial_inputs())
+    if (settings := context.recipe.train.compile) is not None:
+        step.require_compiler(settings, device=context.hardware.device)
+    optimizers.require_trained(model)
+    return model
+
+
+def _shard(replica: Replica) -> tuple[nn.Module, Sharding]:
+    """Shard the network over the processes."""
+    recipe, context = replica.context.recipe, replica.context
+    if replica.borrows:
+        message = f"{recipe.model.name} makes another network each time: its parts cannot be put together"
+        raise RecipeError([Problem("train.fsdp", message, "write train.fsdp=false")])
+    sync_batchnorm = recipe.train.sync_batchnorm
+    return fsdp.shard(
+        replica.trained, world=context.world, device=context.hardware.device, sync_batchnorm=sync_batchnorm
     )
 
 
@@ -345,15 +377,15 @@ def problems_of_names(recipe: Recipe) -> list[Problem]:
     return problems
 
 
-def _make_plan(loaded: Loaded, context: Context, problems: list[Problem]) -> Plan:
+def _make_plan(recipe: Recipe, context: Context, problems: list[Problem]) -> Plan:
     """Make the plan for the data that were found.
 
     Raises:
         RecipeError: There were `problems` before, or the plan shows some: all of them at once.
     """
-    plan, found = _planned(loaded.recipe, context)
+    plan, found = _planned(recipe, context)
     if problems or found or plan is None:
-        raise loaded.locate([*problems, *found])
+        raise RecipeError([*problems, *found])
     return plan
 
 
