@@ -37,6 +37,7 @@ from swa_cli.data.stream import Pass, stream
 from swa_cli.data.transforms import IGNORED, EvaluationView
 from swa_cli.engine import evaluate, failures
 from swa_cli.engine import hardware as hardware_choice
+from swa_cli.engine.context import require_recorded_constants
 from swa_cli.engine.evaluate import RAW
 from swa_cli.engine.hardware import Hardware
 from swa_cli.engine.network import channels_last
@@ -265,15 +266,17 @@ def _require_images(input_: Mapping[str, Any], dataset: str, *, path: Path) -> N
 
 def _view_of(found: Checkpoint, recipe: Recipe, input_: Mapping[str, Any]) -> EvaluationView:
     """Return how images are shown: by the `input` of the checkpoint, or by what `recipe` changes of it."""
-    height, width = input_["size"]
+    own = EvaluationView(tuple(input_["size"]), input_.get("resize"), input_.get("interpolation", "bilinear"))
     if found.kind == "foreign":
         _require_images(input_, recipe.dataset.name, path=found.path)
-    elif evaluation_view(recipe) != evaluation_view(open.recipe_of(found)):
-        if problems := image_problems(recipe):
-            raise RecipeError(problems)
-        changed = evaluation_view(recipe)
-        return replace(changed, size=changed.size or (height, width))
-    return EvaluationView((height, width), input_.get("resize"), input_.get("interpolation", "bilinear"))
+        return own
+    require_recorded_constants(recipe, input_)
+    changed = evaluation_view(recipe)
+    if changed == evaluation_view(open.recipe_of(found)):
+        return own
+    if problems := image_problems(recipe):
+        raise RecipeError(problems)
+    return replace(changed, size=changed.size or own.size)
 
 
 def _hardware_of(recipe: Recipe) -> Hardware:

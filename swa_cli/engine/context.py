@@ -524,14 +524,23 @@ def _as_recorded(source: sources.Source, recorded: Mapping[str, Any], recipe: Re
                 f"dataset: {source.name} has {key} {_short(found)}, the weights were trained on {known}",
                 hint="name the dataset that the weights belong to",
             )
-    settings = recipe.dataset
-    for key, given, used in (("mean", settings.mean, source.mean), ("std", settings.std, source.std)):
-        if given != "auto" and list(used) != recorded[key]:
+    require_recorded_constants(recipe, recorded)
+    return replace(source, mean=tuple(recorded["mean"]), std=tuple(recorded["std"]))
+
+
+def require_recorded_constants(recipe: Recipe, recorded: Mapping[str, Any]) -> None:
+    """Refuse a mean or std of the recipe that is not that of the `recorded` input of a checkpoint.
+
+    Raises:
+        UserError: One is.
+    """
+    dataset = recipe.dataset
+    for key, given, imagenet in (("mean", dataset.mean, IMAGENET_MEAN), ("std", dataset.std, IMAGENET_STD)):
+        if (values := constants(given, imagenet=imagenet)) != "auto" and list(values) != recorded[key]:
             raise UserError(
                 f"dataset.{key}: the weights were trained on images normalized with {recorded[key]}",
                 hint=f"set dataset.{key}=auto, which takes that of the checkpoint",
             )
-    return replace(source, mean=tuple(recorded["mean"]), std=tuple(recorded["std"]))
 
 
 def _short(value: Any) -> str:

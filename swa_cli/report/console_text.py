@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO
@@ -26,6 +27,7 @@ Cells = Mapping[str, str | tuple[str, str]]  # key of a column -> text, or text 
 NOT_MEASURED = "·"
 PLUS_MINUS = "±"
 MINUS = "−"
+_BETWEEN_WORDS = re.compile(r" (?=[^`]*(?:`[^`]*`[^`]*)*$)")  # outside backticks, of which there is an even number
 _ASCII = {NOT_MEASURED: ".", PLUS_MINUS: "+-", MINUS: "-", "…": "..."}
 
 
@@ -102,10 +104,10 @@ def safe(text: str, *, console: Console) -> str:
 def hanging(head: Text, text: str, *, console: Console, indent: int = 2) -> list[Text]:
     """Wrap `text` after `head` between words at the console's width, with a hanging indent.
 
-    A word longer than the line stays whole, so that a path can be copied, and so does a command.
+    A word longer than the line stays whole, so that a path can be copied, and so does a command, alone or in backticks.
     """
     lines = [head.copy()]
-    words = [text] if isinstance(text, Command) else text.split(" ")
+    words = [text] if isinstance(text, Command) else _BETWEEN_WORDS.split(text)
     for number, word in enumerate(safe(word, console=console) for word in words):
         if number and lines[-1].cell_len + 1 + cell_len(word) > console.width:
             lines.append(Text(" " * indent + word))

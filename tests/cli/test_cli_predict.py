@@ -264,6 +264,17 @@ def test_a_mistake_is_told_before_anything_is_written(swa: Swa, run: Path, words
     assert sorted(Path().rglob("*")) == before
 
 
+@pytest.mark.parametrize("change", ["dataset.mean=[0.1,0.1,0.1]", "dataset.std=imagenet"])
+def test_another_normalization_is_refused(swa: Swa, run: Path, change: str) -> None:
+    """The recipe of the run with another mean or std than its weights expect: exit 2 at the key, as of `swa eval`."""
+    Image.new("RGB", (9, 9)).save("a.png")
+    ended = swa("predict", run, "a.png", "--recipe", run / "recipe.yaml", change)
+    key = change.partition("=")[0]
+    assert (ended.code, ended.out) == (2, "")
+    assert f"{key}: the weights were trained on images normalized with" in ended.err
+    assert swa("predict", run, "a.png", "--recipe", run / "recipe.yaml", f"{key}=auto").code == 0
+
+
 def test_columns_of_wide_characters_stand_apart(swa: Swa, run: Path) -> None:
     """A file name of characters of two cells: a space before its class, and the heading in line with it."""
     Image.new("RGB", (9, 9)).save("写真写真写真写真.png")

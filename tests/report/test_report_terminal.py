@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 from rich.cells import cell_len
+from rich.text import Text
 
-from swa_cli.report.console_text import Column, open_console, table
+from swa_cli.report.console_text import Column, hanging, open_console, table
 from swa_cli.report.scores import ensemble_summary, verdict
 from swa_cli.report.terminal import Terminal
 
@@ -191,6 +192,18 @@ def test_piped_output_has_no_control_codes(capsys: pytest.CaptureFixture[str], m
     assert (out + err).replace("\n", "").isprintable()
     assert "images/s" not in err
     assert "averaging helped" in out
+
+
+def test_a_command_in_a_sentence_stays_on_one_line() -> None:
+    """Commands longer than the rest of a line, or than a line, against the text: each can be pasted as it stands."""
+    short = "`swa bn-update runs/digits-001/checkpoints/last.pt --recipe mine.yaml -o a.pt`"
+    long = f"`swa eval {'x' * 60}.pt --weights swa_recomputed --recipe recipes/digits.yaml`"
+    text = f"the statistics of these weights are stale: run {short} or {long}, or insist with --allow-stale-bn"
+    console = open_console(io.StringIO(), width=80)
+    lines = [line.plain for line in hanging(Text(), text, console=console)]
+    assert [line.strip() for line in lines] == text.replace(
+        f"run {short} or {long}, or", f"run\n{short}\nor\n{long},\nor"
+    ).split("\n")
 
 
 @pytest.mark.parametrize("text", ["[red]x[/red]", "[/]", ":smile:", "\x1b[31mx\x1b[0m", "a\rb\x07\x9b2J\u202ec"])
