@@ -23,7 +23,7 @@ from swa_cli.analysis.snapshot_series import ProfileOption, SnapshotSeries, snap
 from swa_cli.analysis.trials import Trials
 from swa_cli.checkpoint import reader
 from swa_cli.checkpoint.atomic import json_text, write_atomic
-from swa_cli.checkpoint.run_folder import RESUMABLE_KEYS, RunFolder
+from swa_cli.checkpoint.run_folder import HOW_TO_NAME_A_RUN, RESUMABLE_KEYS, RunFolder
 from swa_cli.engine import evaluate, user_code
 from swa_cli.errors import UserError
 from swa_cli.metrics.metric import TaskMetrics
@@ -63,7 +63,7 @@ def average_at(
     """
     started, folder = time.monotonic(), RunFolder(path)
     if not path.is_dir():
-        raise UserError(f"{path}: is not a run folder, and --at takes one", hint="name one, such as runs/latest")
+        raise UserError(f"{path}: is not a run folder, and --at takes one", hint=HOW_TO_NAME_A_RUN)
     files, point = sources.files_of([path]), open.resume_point(folder)
     picture = plot or (folder.path / "budget.png" if out is None else out.with_suffix(".png"))
     require_writable(picture, files, suffix=".png", option="--plot")

@@ -22,7 +22,7 @@ from swa_cli import units
 from swa_cli.averaging.model_state import read as read_tensors
 from swa_cli.checkpoint import locks, reader, third_party
 from swa_cli.checkpoint.reader import Checkpoint, WeightSet
-from swa_cli.checkpoint.run_folder import RESUMABLE_KEYS, RunFolder
+from swa_cli.checkpoint.run_folder import HOW_TO_NAME_A_RUN, RESUMABLE_KEYS, RunFolder
 from swa_cli.data.randomness import preserve_global_rng
 from swa_cli.engine import failures, swap, user_code
 from swa_cli.engine.context import Context, build_context
@@ -296,9 +296,9 @@ def resume_point(folder: RunFolder) -> Checkpoint:
         UserError: There is none, or it cannot be read.
     """
     if not folder.resume_points:
+        reason = "has no checkpoints/last.pt: it is not a run folder, or its run has saved nothing yet"
         raise UserError(
-            f"{folder.path}: has no checkpoints/last.pt: it is not a run folder, or its run has saved nothing yet",
-            hint="name a checkpoint (.pt), or a run folder such as runs/latest",
+            f"{folder.path}: {reason if folder.path.exists() else 'no such run folder'}", hint=HOW_TO_NAME_A_RUN
         )
     return reader.read_resume_point(folder.resume_points[0])
 

@@ -18,7 +18,7 @@ from swa_cli.analysis.run_data import OpenRun, confusion, reliability
 from swa_cli.analysis.snapshot_series import snapshot_series
 from swa_cli.analysis.trials import Trials
 from swa_cli.checkpoint.atomic import write_atomic
-from swa_cli.checkpoint.run_folder import RunFolder
+from swa_cli.checkpoint.run_folder import HOW_TO_NAME_A_RUN, RunFolder
 from swa_cli.data.sources import known_num_train
 from swa_cli.engine.context import build_context
 from swa_cli.engine.events import Events
@@ -377,4 +377,4 @@ def _refuse_file(path: Path, kind: str) -> None:
             f"{path}: is a file, and {kind} needs a run folder",
             hint=f"train it first, then `swa plot runs/latest {kind}`; a recipe alone has `schedule`",
         )
-    raise UserError(f"{path}: no such run folder", hint="name one, such as runs/latest")
+    raise UserError(f"{path}: no such run folder", hint=HOW_TO_NAME_A_RUN)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from swa_cli.analysis.compare import Result, read_result
-from swa_cli.checkpoint.run_folder import RESUMABLE_KEYS, RunFolder
+from swa_cli.checkpoint.run_folder import HOW_TO_NAME_A_RUN, RESUMABLE_KEYS, RunFolder
 from swa_cli.errors import UserError
 from swa_cli.metrics.metric import BY_TASK, TaskMetrics, metrics_of, user_task_metrics
 from swa_cli.recipe import load
@@ -198,7 +198,7 @@ def find(paths: Sequence[Path], *, terminal: Terminal, may_be_one: bool = True) 
     elsewhere: list[str] = []
     for path in paths:
         if not os.path.lexists(path):
-            raise UserError(f"{path}: no such run folder", hint="name one, such as runs/latest")
+            raise UserError(f"{path}: no such run folder", hint=HOW_TO_NAME_A_RUN)
         found = list(_runs_in(path))
         if missing := _missing_in(path):
             elsewhere.append(f"{path}: holds no folder of {some_of(missing, most=8)}, which its result.json counts")

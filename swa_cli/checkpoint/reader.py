@@ -103,7 +103,9 @@ def read(path: Path) -> Checkpoint:
     """
     if not path.is_file():
         reason = "is no regular file" if os.path.lexists(path) else "no such checkpoint"
-        raise UserError(f"{path}: {reason}", hint="name a .pt file, such as runs/latest/checkpoints/swa.pt")
+        raise UserError(
+            f"{path}: {reason}", hint="name a .pt file, such as checkpoints/swa.pt of a run, or the folder of a run"
+        )
     if path.name.endswith(".safetensors.index.json"):
         content = safe_load.read_shards(path)
     elif path.suffix == ".safetensors":

@@ -34,6 +34,7 @@ RESUMABLE_KEYS = (
     *("train.device", "train.threads", "train.fsdp", "output.*"),
 )
 LOCKS = ".locks"
+HOW_TO_NAME_A_RUN = "name the folder of a run: `swa train` makes one in runs/, and its last lines name it"
 
 
 class RunFolder:
@@ -87,10 +88,8 @@ class RunFolder:
         """
         folder = cls(path.resolve(), writes=writes)
         if not folder.has_begun:
-            raise UserError(
-                f"{path}: holds neither checkpoints/last.pt nor recipe.yaml: there is no run to go on with",
-                hint="name a run folder, such as runs/latest",
-            )
+            reason = "holds neither checkpoints/last.pt nor recipe.yaml: there is no run to go on with"
+            raise UserError(f"{path}: {reason if path.exists() else 'no such run folder'}", hint=HOW_TO_NAME_A_RUN)
         if folder.repeat.is_file():
             raise UserError(
                 f"{path}: is the folder of a repeat, not of a run",

@@ -109,7 +109,7 @@ RESUMED = [
     Row("resume-empty-folder", ["train", "--resume", "empty"], "empty:", directory("empty")),
     Row("resume-missing", ["train", "--resume", "nowhere"], "nowhere:", nothing),
     Row("resume-recipe-file", ["train", "--resume", "good.yaml"], "good.yaml:", nothing),
-    Row("resume-escapes", ["train", "--resume", ESC], "there is no run to go on with", nothing),
+    Row("resume-escapes", ["train", "--resume", ESC], "no such run folder", nothing),
     evaluated("count", put("averages/swa/count", 9), "another number of steps than it counts"),
     evaluated("decay", lambda content: content["averages"]["swa"].update(kind="ema", decay=7.0), "decay:"),
     evaluated("rank", put("averages/swag/rank", 1), "rank:"),
