@@ -29,12 +29,12 @@ from swa_cli.averaging.bn_layers import (
     Batches,
     Gather,
     Kept,
+    Pass,
     gather_single_process,
     is_frozen,
     map_tensors,
     may_have_statistics,
     names_of_statistics,
-    no_samples,
     norm_layers,
 )
 from swa_cli.averaging.bn_other_layers import OtherStatistics, RunningBuffer, find_other_layers
@@ -143,15 +143,12 @@ def _measure(
     """
     names = {module: name for name, module in batches.model.named_modules()}
     layers = {layer: names[layer] for layer in norm_layers(batches.model) if before.modes[layer]}
-    stream = iter(batches)
-    first = next(stream, None)
-    if first is None:
-        raise no_samples()
-    found = _modes_in_training(layers, batches, first, before)
+    stream = Pass(batches)
+    found = _modes_in_training(layers, batches, stream.first, before)
     seen = found or {}
     uncalled = set() if found is None else layers.values() - seen.keys()
     uncalled = set.intersection(*gather(uncalled))  # processes look for other layers in step
-    others = find_other_layers(batches, first, before, uncalled)
+    others = find_other_layers(batches, stream.first, before, uncalled)
     for layer, name in list(layers.items()):
         if name in uncalled and not set(others.moved).isdisjoint(names_of_statistics(name)):
             del layers[layer]
@@ -160,7 +157,7 @@ def _measure(
     _leave(layers, kept)
     while layers or running or (kept and gather is not gather_single_process):  # others may not have found it yet
         try:
-            statistics, total = _run(layers, running, batches, before, method, gather, first, stream, kept)
+            statistics, total = _run(layers, running, batches, before, method, gather, stream, kept)
             break
         except bn_methods.KeptStatisticsError as error:
             before.restore()
@@ -175,8 +172,7 @@ def _measure(
                         " again, and this iterator can be read only once",
                         hint="pass a DataLoader or a list",
                     ) from error
-                stream = iter(batches)
-                first = next(stream)
+                stream = Pass(batches)
     else:
         statistics, total = {}, 0
         if gather is not gather_single_process:  # processes read in step: the others may have more batches
@@ -225,8 +221,7 @@ def _run(
     before: ModelState,
     method: str,
     gather: Gather,
-    first: Any,
-    stream: Iterator[Any],
+    stream: Pass,
     kept: Kept,
 ) -> tuple[dict[str, Tensor], int]:
     """Measure these layers and running buffers; return the new values of buffers and the samples in this process."""
@@ -237,12 +232,12 @@ def _run(
             raise UserError(f"{name}: method exact measures BatchNorm alone", hint="use method pooled")
         if not all(map(bn_methods.is_known, layers)):  # show it in training mode
             nothing, alone = OtherStatistics({}, before), gather_single_process
-            bn_methods.measure_pooled(layers, batches, alone, stream=[first], others=nothing, kept=kept, is_trial=True)
+            few = [stream.first]
+            bn_methods.measure_pooled(layers, batches, alone, stream=few, others=nothing, kept=kept, is_trial=True)
             before.restore()
-        moments, total = bn_methods.measure_exact(layers, batches, gather, first=first, stream=stream, kept=kept)
+        moments, total = bn_methods.measure_exact(layers, batches, gather, stream=stream, kept=kept)
     else:
         measuring = OtherStatistics(running, before)
-        stream = chain([first], stream)
         moments, total = bn_methods.measure_pooled(layers, batches, gather, stream=stream, others=measuring, kept=kept)
         statistics = measuring.result(gather)
         for name, value in statistics.items():

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -213,16 +214,14 @@ class Batches:
     batch_to_args: Callable[[Any], Arguments]
 
     def __iter__(self) -> Iterator[Any]:
-        held: list[Any] = []  # two are held back: only the end shows which batch is the last
+        return _joined(self.as_loaded())
+
+    def as_loaded(self) -> Iterator[Any]:
+        """Yield the inputs of each batch that has samples; a tiny last one is not joined."""
         for batch in self.loader:
             inputs = self._inputs(batch)
             if num_samples(inputs):
-                held.append(map_tensors(inputs, lambda values: values.to(self.device, non_blocking=True)))
-            if len(held) > 2:
-                yield held.pop(0)
-        if len(held) == 2 and 2 * num_samples(held[1]) < num_samples(held[0]):
-            held = _join(*held)
-        yield from held
+                yield map_tensors(inputs, lambda values: values.to(self.device, non_blocking=True))
 
     def forward(self, inputs: Any) -> Any:
         """Return the outputs of the model for a batch."""
@@ -240,9 +239,49 @@ class Batches:
         return inputs
 
 
+class Pass:
+    """One pass over batches, which can begin again until its second batch is read; it never reads the loader again.
+
+    What is looked at before is `first`, as it is loaded: no process has asked for another batch then, so processes that
+    have more batches than others are still in step, and may exchange what they have found.
+
+    Args:
+        batches: What to read, from now on.
+
+    Raises:
+        UserError: There are no samples.
+    """
+
+    def __init__(self, batches: Batches) -> None:
+        loaded = batches.as_loaded()
+        self.first = next(loaded, None)
+        if self.first is None:
+            raise no_samples()
+        self._others = _joined(chain([self.first], loaded))
+        self._begun: list[Any] = []  # the first, which a tiny second one may be joined to
+
+    def __iter__(self) -> Iterator[Any]:
+        if not self._begun:
+            self._begun.append(next(self._others))
+        yield from self._begun
+        yield from self._others
+
+
 def no_samples() -> UserError:
     """Return the error for a loader without samples."""
     return UserError("the loader has no samples to measure BatchNorm on", hint="pass at least one batch")
+
+
+def _joined(batches: Iterable[Any]) -> Iterator[Any]:
+    """Yield batches, of which a tiny last one is joined to the one before."""
+    held: list[Any] = []  # two are held back: only the end shows which batch is the last
+    for inputs in batches:
+        held.append(inputs)
+        if len(held) > 2:
+            yield held.pop(0)
+    if len(held) == 2 and 2 * num_samples(held[1]) < num_samples(held[0]):
+        held = _join(*held)
+    yield from held
 
 
 def _join(first: Any, second: Any) -> list[Any]:

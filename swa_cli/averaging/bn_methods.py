@@ -27,6 +27,7 @@ from swa_cli.averaging.bn_layers import (
     Gather,
     Kept,
     Moments,
+    Pass,
     gather_single_process,
     layer_input,
     map_tensors,
@@ -168,7 +169,7 @@ def measure_pooled(
 
 
 def measure_exact(
-    names: dict[_BatchNorm, str], batches: Batches, gather: Gather, *, first: Any, stream: Iterator[Any], kept: Kept
+    names: dict[_BatchNorm, str], batches: Batches, gather: Gather, *, stream: Pass, kept: Kept
 ) -> Measured:
     """Measure the layers one by one in the order of execution, each in a pass that ends there, all in eval mode.
 
@@ -178,8 +179,7 @@ def measure_exact(
         names: The layers to measure, with their names.
         batches: Of a model in eval mode; read again for each layer but the first.
         gather: See `update_batchnorm`.
-        first: The first batch.
-        stream: The other batches, for the first layer.
+        stream: The batches for the first layer.
         kept: As for `measure_pooled`.
 
     Raises:
@@ -200,8 +200,8 @@ def measure_exact(
             "method exact reads the samples once per layer, and this iterator can be read only once",
             hint="pass a DataLoader or a list, or use method pooled",
         )
-    source: Iterable[Any] = chain([first], stream)
-    few = [map_tensors(first, lambda values: values[:2].clone())]
+    source: Iterable[Any] = stream
+    few = [map_tensors(stream.first, lambda values: values[:2].clone())]
     order = _execution_order(names, batches, few, gather, kept, is_first=True)
     if len(order) < len(names) == 1:
         order = list(names)
