@@ -73,7 +73,8 @@ _BROKEN = (
     zlib.error,
 )
 _DEEP_GRAY = ("I;16", "I;16L", "I;16B", "I;16N")
-_GRAY_BITS = {"L;2": 2, "L;4": 4}  # per pixel of a PNG file, by Pillow's name for how it stores them
+# Between two gray values of a PNG file of 2 or 4 bits, by Pillow's name for these: it multiplies them to fill 8 bits.
+_GRAY_STEPS: dict[object, int] = {"L;2": 255 // 3, "L;4": 255 // 15}
 _SIXTEEN_BIT_FORMATS = ("PNG", "PPM")  # whose images in mode I have 16 bits
 _SWAPS_SIDES = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 # The transposition that makes an image of an orientation upright (EXIF 2.3, 4.6.4 A).
@@ -342,11 +343,16 @@ def _with_8_bit_transparency(image: Image.Image) -> Image.Image:
             pixels = np.array(image)
             pixels[((pixels.astype(np.uint16) << 8 | low) == transparent).all(-1)] = BACKGROUND
             return Image.fromarray(pixels)
-        if stored in _GRAY_BITS:
-            most = (1 << _GRAY_BITS[stored]) - 1
-            image.info["transparency"] = (transparent & most) * 255 // most  # PNG, 11.3.1.1: other bits do not count
+        if stored in _GRAY_STEPS:
+            step = _GRAY_STEPS[stored]
+            image.info["transparency"] = (transparent & 255 // step) * step  # PNG, 11.3.1.1: other bits do not count
     image.load()
     return image
+
+
+def gray_step(image: Image.Image) -> int:
+    """Return the factor by which Pillow will multiply the values of an image that is not loaded yet, to fill 8 bits."""
+    return _GRAY_STEPS.get(image.tile[0].args, 1) if isinstance(image, PngImageFile) and image.tile else 1
 
 
 def _low_bytes(image: PngImageFile) -> np.ndarray:

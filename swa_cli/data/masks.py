@@ -25,6 +25,7 @@ from swa_cli.data.image_file import (
     USUAL_SUFFIXES,
     EncodedPhoto,
     Progress,
+    gray_step,
     make_upright,
     open_image,
     orientation_of,
@@ -103,6 +104,7 @@ class MaskDataset:
                     f"{path}: is a color image ({file.mode}), not a mask",
                     hint="save each pixel's class number as a gray or palette PNG; colors have no meaning",
                 )
+            step = gray_step(file)
             file.load()
             mask = make_upright(file, orientation_of(file))
             if size not in (None, mask.size[::-1]):
@@ -112,7 +114,7 @@ class MaskDataset:
                     f"{path}: is {file.width}x{file.height}, its image {self.images[row]} {size[1]}x{size[0]}",
                     hint="save both in one size",
                 )
-            values = np.array(mask)
+            values = np.array(mask) // step
         last = len(self.class_of) - 1
         wrong = ((values < 0) | (values > last)) & (values != IGNORED)
         if wrong.any():

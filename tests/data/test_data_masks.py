@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -121,6 +123,37 @@ def test_grey_and_palette_masks_hold_class_numbers(tmp_path: Path, mode: str) ->
     for source, times in ((folder(tmp_path), 1), (folder(tmp_path, views=squeezed(12, 18)), 3)):
         assert source.train.labels is not None
         assert np.array_equal(source.train.labels.numpy(), expected.repeat(times, axis=1).repeat(times, axis=2))
+
+
+def packed_png(values: np.ndarray, *, bits: int) -> bytes:
+    """A gray PNG file of 1, 2 or 4 bits, by its specification: Pillow writes none."""
+    height, width = values.shape
+    rows = np.zeros((height, -(-width * bits // 8) * 8 // bits), dtype=np.uint8)
+    rows[:, :width] = values
+    flags = np.unpackbits(rows[:, :, None], axis=2)[:, :, 8 - bits :].reshape(height, -1)
+    lines = np.insert(np.packbits(flags, axis=1), 0, 0, axis=1)  # each begins with its filter: none
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    head = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
+    parts = (chunk(b"IHDR", head), chunk(b"IDAT", zlib.compress(lines.tobytes())), chunk(b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_gray_masks_of_few_bits_hold_class_numbers(tmp_path: Path, bits: int) -> None:
+    """Each value of a gray PNG of few bits against the class of this number, and one above the classes."""
+    write(tmp_path)
+    numbers = (np.arange(24, dtype=np.uint8) % (1 << bits)).reshape(4, 6)
+    for number in range(3):
+        (tmp_path / "masks" / f"{number:03}.png").write_bytes(packed_png(numbers, bits=bits))
+    found = load("mask_folder", root=tmp_path, val=0, workers=0, args={"classes": 16})
+    assert found.train.labels is not None
+    assert np.array_equal(found.train.labels.numpy(), np.stack([numbers] * 3))
+    if bits > 1:
+        with pytest.raises(UserError, match=r"has the value 3, but classes are 0 to 2"):
+            folder(tmp_path)
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (8, 4), (4, 6)])
