@@ -103,7 +103,7 @@ class Header:
     """What a file says about its image before it is decoded."""
 
     size: tuple[int, int]  # (H, W), upright
-    orientation: int  # EXIF; 1 is upright
+    orientation: int  # EXIF, of the pixels that are stored; 1 is upright
     is_16_bit: bool  # gray
     is_transparent: bool
     has_frames: bool  # more than one
@@ -156,10 +156,11 @@ def read_rgb(source: str | bytes, *, name: str | None = None, divisor: int = 1) 
 def read_header(source: str | bytes, *, name: str | None = None) -> Header:
     """Read what a file says about its image; raise as `open_image` does."""
     with open_image(source, name=name) as image:
-        is_upright = image.format == "TIFF" or (isinstance(image, PngImageFile) and not _may_be_turned(image.fp))
-        orientation = 1 if is_upright else orientation_of(image)  # Pillow rotates TIFF files itself
+        is_upright = isinstance(image, PngImageFile) and not _may_be_turned(image.fp)
+        orientation = 1 if is_upright else orientation_of(image)
+        is_swapped = orientation in _SWAPS_SIDES and image.format != "TIFF"  # Pillow turns TIFF files itself
         return Header(
-            size=image.size if orientation in _SWAPS_SIDES else (image.height, image.width),
+            size=image.size if is_swapped else (image.height, image.width),
             orientation=orientation,
             is_16_bit=image.mode in _DEEP_GRAY or (image.mode == "I" and image.format in _SIXTEEN_BIT_FORMATS),
             is_transparent=image.has_transparency_data,
@@ -167,6 +168,11 @@ def read_header(source: str | bytes, *, name: str | None = None) -> Header:
             is_plain_jpeg=image.format == "JPEG" and image.mode in ("L", "RGB"),
             holds_rgb=image.info.get("adobe_transform") == 0,
         )
+
+
+def stored_size(header: Header) -> tuple[int, int]:
+    """Return (H, W) of the pixels that are stored, before they are made upright."""
+    return header.size[::-1] if header.orientation in _SWAPS_SIDES else header.size
 
 
 class EncodedPhoto:

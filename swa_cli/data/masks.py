@@ -4,8 +4,9 @@ A mask is a PNG whose gray value or palette index is the class number; 255 is ig
 like its image.
 
 An image is made upright as its EXIF says, and so is a mask with an orientation of its own. A mask without one is taken
-as drawn on the upright image, as programs show it, unless it has the size of the stored image: then it is rotated with
-the image.
+as drawn on the upright image, as programs show it, unless it has the size of the stored image and not that of the
+upright one: then it is rotated with the image. Where both have one size, as after half a turn, nothing tells what a
+mask was drawn on, and a warning says so.
 Shapes: N pairs, H W pixels.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +26,7 @@ from torch import Tensor
 from swa_cli.data.image_file import (
     USUAL_SUFFIXES,
     EncodedPhoto,
+    Header,
     Progress,
     gray_step,
     make_upright,
@@ -32,6 +35,7 @@ from swa_cli.data.image_file import (
     read_header,
     read_rgb,
     require_size,
+    stored_size,
 )
 from swa_cli.data.listing import (
     FolderIndex,
@@ -45,7 +49,7 @@ from swa_cli.data.listing import (
     subfolders,
 )
 from swa_cli.data.paths import Paths
-from swa_cli.data.photos import PhotoFiles, describe, first_size
+from swa_cli.data.photos import PhotoFiles, describe, first_size, of_looked_at, sampled_headers
 from swa_cli.data.splits import Found
 from swa_cli.data.transforms import IGNORED, EvaluationView, View
 from swa_cli.errors import UserError
@@ -168,8 +172,14 @@ def find(
         shape, name = first_size(first)
         datasets = {split: replace(part, shape=shape, first=name) for split, part in datasets.items()}
     photos = [PhotoFiles(part.images) for part in pairs.values()]
-    contents = (*describe(photos), *sum((part.left_out for part in pairs.values()), beside).describe())
-    return Found(splits=datasets, class_names=class_names, contents=contents, notes=tuple(index.save()))
+    headers = sampled_headers(photos)
+    return Found(
+        splits=datasets,
+        class_names=class_names,
+        contents=(*describe(photos, headers), *sum((part.left_out for part in pairs.values()), beside).describe()),
+        notes=tuple(index.save()),
+        warnings=_of_unknown_orientation([*datasets.values()], headers, of=of_looked_at(photos)),
+    )
 
 
 @dataclass(frozen=True)
@@ -241,6 +251,31 @@ def _require_classes(dataset: MaskDataset) -> None:
             f"the masks beside {dataset.masks[0]} have only the values {values}, and {IGNORED} is ignored",
             hint=f"write the class number 1 for pixels of a class that are {IGNORED} now",
         )
+
+
+def _of_unknown_orientation(
+    datasets: Sequence[MaskDataset], headers: Sequence[tuple[int, int, Header]], *, of: str
+) -> tuple[str, ...]:
+    """Return a warning if masks have one size drawn on the upright image and on the stored one, which EXIF turns."""
+    unknown = drawn_on_stored = 0
+    for split, row, image in headers:
+        if image.orientation == 1:
+            continue
+        try:
+            mask = read_header(datasets[split].masks[row])
+        except OSError:
+            continue  # reported with all other broken files when they are decoded
+        if mask.orientation == 1 and mask.size == stored_size(image):
+            unknown += mask.size == image.size
+            drawn_on_stored += mask.size != image.size
+    if not unknown:
+        return ()
+    others = f", although {drawn_on_stored:,} others have the size of the stored one" if drawn_on_stored else ""
+    return (
+        f"mask_folder: the masks of {unknown:,} image{'s' * (unknown > 1)} turned by EXIF{of} have no orientation and"
+        f" the same size either way: they are taken as drawn on the upright image{others}. If they were drawn on the"
+        " stored pixels, give each mask the EXIF orientation of its image, or save both upright",
+    )
 
 
 def _no_pairs(folder: Path) -> UserError:

@@ -7,8 +7,11 @@ Shapes: N photos, H W pixels, K classes.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol
 
 import torch
@@ -176,7 +179,7 @@ def found(
         splits={split: PhotoDataset(part, labels[split], shape, first) for split, part in photos.items()},
         class_names=tuple(class_names),
         target="class" if all(part.dim() == 1 for part in labels.values()) else "multilabel",
-        contents=(*describe([*photos.values()]), *left_out),
+        contents=(*describe([*photos.values()], sampled_headers([*photos.values()])), *left_out),
         notes=tuple(notes),
     )
 
@@ -211,21 +214,37 @@ def first_size(images: _Checked) -> tuple[tuple[int, int], str]:
     raise UserError(f"none of {len(images):,} image files can be read:\n  {reason}", hint="repair or replace them")
 
 
-def describe(splits: Sequence[Photos]) -> list[str]:
-    """Describe the photos of all splits for the plan: their sizes, and how many are converted to 8-bit RGB.
-
-    Of many photos an evenly spaced sample is read, and the text says how many.
+def sampled_headers(splits: Sequence[Photos]) -> list[tuple[int, int, Header]]:
+    """Return split, row and header of all photos, or of evenly spaced ones of many.
 
     Raises:
         UserError: A photo has too many pixels. Broken ones are skipped: they raise when they are decoded.
     """
     total = sum(map(len, splits))
-    number = min(total, _MAX_HEADERS)
-    found = [_header_or_none(splits, index * total // number) for index in range(number)]
-    headers = [header for header in found if header]
+    firsts = [0, *accumulate(map(len, splits))]
+    found = []
+    for index in range(number := min(total, _MAX_HEADERS)):
+        place = index * total // number
+        split = bisect_right(firsts, place) - 1
+        with suppress(OSError):
+            found.append((split, place - firsts[split], header_of(splits[split], place - firsts[split])))
+    return found
+
+
+def of_looked_at(splits: Sequence[Photos]) -> str:
+    """Return what follows a number of photos that `sampled_headers` tells, where these are not all."""
+    return "" if sum(map(len, splits)) <= _MAX_HEADERS else f", of {_MAX_HEADERS:,} looked at"
+
+
+def describe(splits: Sequence[Photos], found: Sequence[tuple[int, int, Header]]) -> list[str]:
+    """Describe the photos of all splits for the plan: their sizes, and how many are converted to 8-bit RGB.
+
+    `found` are their `sampled_headers`.
+    """
+    headers = [header for _, _, header in found]
     if not headers:
         return []
-    of = "" if number == total else f", of {number:,} looked at"
+    of = of_looked_at(splits)
     sizes = sorted((header.size for header in headers), key=lambda size: (size[0] * size[1], size))
     least, most = (f"{width}x{height}" for height, width in (sizes[0], sizes[-1]))
     facts = [f"image files of {least}{f' to {most}' if most != least else ''} pixels{of}"]
@@ -241,15 +260,3 @@ _CONVERTED: dict[str, Callable[[Header], bool]] = {
     "of several frames (the first is read)": lambda each: each.has_frames,
     "turned upright by EXIF": lambda each: each.orientation != 1,
 }
-
-
-def _header_or_none(splits: Sequence[Photos], row: int) -> Header | None:
-    """Read the header at a row of all splits in a row."""
-    for photos in splits:
-        if row < len(photos):
-            break
-        row -= len(photos)
-    try:
-        return header_of(photos, row)
-    except OSError:
-        return None

@@ -190,7 +190,8 @@ def load(
         known = {} if store is None else store.known(splits, progress=progress)
         splits, left_out = without_broken(splits, known=known, progress=progress)
     broken = [reason for each in left_out.values() for reason in each.values()]
-    splits, warnings = _checked(splits, found, name=name, read_all=cache == "ram", reading=reading)
+    splits, more = _checked(splits, found, name=name, read_all=cache == "ram", reading=reading)
+    warnings = [*found.warnings, *more]
     data, before = Fingerprints(splits, root=Path(root)), splits
     if "train" in splits and "val" not in splits:
         parts, more = split_off_validation(

@@ -55,6 +55,7 @@ class Found:
     target: Target | None = None
     layout: str | None = None  # "CHW" or "HWC" of images from user code; None if their shape tells
     notes: tuple[str, ...] = ()  # what a person should know and did not ask for
+    warnings: tuple[str, ...] = ()
     contents: tuple[str, ...] = ()  # the files found and left out
 
 

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps, PngImagePlugin, features
 
 from swa_cli.data.image_file import FORMATS, MAX_PIXELS, read_header, read_rgb, to_8_bit, to_rgb
 from swa_cli.data.masks import MaskDataset
-from swa_cli.data.photos import PhotoFiles, describe
+from swa_cli.data.photos import PhotoFiles, describe, sampled_headers
 from swa_cli.data.sources import load
 from swa_cli.data.transforms import EvaluationView
 from swa_cli.errors import UserError
@@ -272,7 +272,8 @@ def test_what_is_told_of_files(tmp_path: Path) -> None:
     Image.fromarray(DEEP).save(tmp_path / "1.png")
     Image.new("RGBA", (30, 20)).save(tmp_path / "2.png")
     (tmp_path / "3.png").write_bytes(b"no image")
-    facts = describe([PhotoFiles([str(path)]) for path in sorted(tmp_path.iterdir())])
+    photos = [PhotoFiles([str(path)]) for path in sorted(tmp_path.iterdir())]
+    facts = describe(photos, sampled_headers(photos))
     assert facts == [
         "image files of 2x6 to 30x20 pixels",
         "1 of 16 bits (65,535 becomes 255)",
@@ -286,13 +287,14 @@ MASK = np.arange(24, dtype=np.uint8).reshape(4, 6)
 
 @pytest.mark.parametrize("orientation", [3, 6, 8])
 @pytest.mark.parametrize("drawn_on", ["upright", "stored", "own orientation"])
-def test_a_mask_lies_on_its_upright_image(tmp_path: Path, orientation: int, drawn_on: str) -> None:
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_a_mask_lies_on_its_upright_image(tmp_path: Path, kind: str, orientation: int, drawn_on: str) -> None:
     """A mask drawn on the image as it is shown, as it is stored, or with the same EXIF: against the image turned.
 
     Half a turn leaves the size, so a mask without EXIF is then taken as drawn on what is shown.
     """
     marked = np.repeat(MASK[:, :, None] * 10, 3, axis=2)
-    Image.fromarray(marked).save(tmp_path / "image.png", exif=exif(orientation))
+    Image.fromarray(marked).save(tmp_path / "image.png", kind, exif=exif(orientation))
     stored = Image.fromarray(MASK)
     upright = Image.fromarray(np.asarray(read_rgb(str(tmp_path / "image.png")))[..., 0] // 10)
     if drawn_on == "upright":

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torchvision.transforms.v2 import functional as vision
 
 from swa_cli.data import splits
@@ -154,6 +154,40 @@ def test_gray_masks_of_few_bits_hold_class_numbers(tmp_path: Path, bits: int) ->
     if bits > 1:
         with pytest.raises(UserError, match=r"has the value 3, but classes are 0 to 2"):
             folder(tmp_path)
+
+
+def turned(root: Path, number: int, orientation: int, *, own: int = 1, width: int = 6, height: int = 4) -> None:
+    """A pair whose image has an EXIF orientation, and whose mask, with that of its own, has the size of the pixels."""
+    for kind, orient in (("images", orientation), ("masks", own)):
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = orient
+        drawn = picture(number, width=width, height=height)
+        (drawn if kind == "images" else Image.fromarray(values(number, width=width, height=height))).save(
+            root / kind / f"{number:03}.png", **({} if orient == 1 else {"exif": exif})
+        )
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("side", [4, 6])
+def test_masks_of_unknown_orientation_are_told(tmp_path: Path, orientation: int, side: int) -> None:
+    """Orientations that leave the size, and any in a square image, against a warning, unless the mask has its own."""
+    write(tmp_path, height=side)
+    turned(tmp_path, 0, orientation, height=side)
+    is_unknown = orientation in (2, 3, 4) or (orientation > 4 and side == 6)
+    views = squeezed(8, 8)
+    assert [("masks of 1 image " in each) for each in folder(tmp_path, views=views).warnings] == [True] * is_unknown
+    turned(tmp_path, 0, orientation, own=orientation, height=side)
+    assert not folder(tmp_path, views=views).warnings
+
+
+def test_masks_that_tell_are_named_beside_those_that_do_not(tmp_path: Path) -> None:
+    """Masks of the size of the stored image alone, against their number in the warning on two that do not tell."""
+    write(tmp_path, count=6)
+    for number, orientation in enumerate((3, 4, 6, 8, 5)):
+        turned(tmp_path, number, orientation)
+    (warning,) = folder(tmp_path, views=squeezed(8, 8)).warnings
+    assert "masks of 2 images" in warning
+    assert "3 others have the size of the stored one" in warning
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (8, 4), (4, 6)])
