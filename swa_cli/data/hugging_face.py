@@ -49,10 +49,16 @@ class TablePhotos:
     name: str  # of the split, for messages
     root: str  # that paths of photos in files of their own are relative to
     checksum: str
-    files: Sequence[str]  # those of photos in files of their own; not the table's, which the library keeps anywhere
+    files: Sequence[str]  # those of photos in files of their own
+    is_local: bool  # whether the tables lie in `root`; of the hub the library keeps copies anywhere
 
     def __len__(self) -> int:
         return len(self.table)
+
+    @property
+    def tables(self) -> list[str]:
+        """The parquet and arrow files of the root, whatever splits they hold."""
+        return sorted(map(str, _tables_below(Path(self.root)))) if self.is_local else []
 
     def encoded(self, row: int) -> tuple[str, bytes | None]:
         """Return a photo, which may be a file of its own; see `photos.Photos`."""
@@ -134,7 +140,10 @@ def find(
             parts, label, source=source, classes=classes, trained=trained, delimiter=label_delimiter
         )
     known, unlabeled = without_unlabeled(known, source=source)
-    photos = {split: _photos(parts[split], image, name=f"{source}: {split}", root=str(root)) for split in known}
+    photos = {
+        split: _photos(parts[split], image, name=f"{source}: {split}", root=str(root), is_local=hub_name is None)
+        for split in known
+    }
     left_out += unlabeled
     return found(photos, known, class_names=class_names, view=view, left_out=left_out, notes=notes)
 
@@ -178,12 +187,16 @@ def _load(
 def _require_tables(root: Path) -> None:
     if not os.path.isdir(root):
         raise UserError(f"{root}: is not a folder", hint="write dataset.root=FOLDER with the folder of the tables")
-    if not any(path.suffix in _SUFFIXES for path in root.rglob("*")):
+    if not any(_tables_below(root)):
         raise UserError(
             f"{root}: has no .parquet or .arrow files",
             hint="hf reads dataset.root/train*.parquet (and test*, validation*), or what save_to_disk wrote; "
             "hf:NAME reads a dataset of the hub",
         )
+
+
+def _tables_below(root: Path) -> Iterator[Path]:
+    return (path for path in root.rglob("*") if path.suffix in _SUFFIXES)
 
 
 def _not_loaded(source: str, error: BaseException, *, is_hub: bool, download: bool) -> UserError:
@@ -327,7 +340,7 @@ def _item(feature: Any) -> Any:
     return feature[0] if isinstance(feature, list) else getattr(feature, "feature", feature)
 
 
-def _photos(table: Any, column: str, *, name: str, root: str) -> TablePhotos:
+def _photos(table: Any, column: str, *, name: str, root: str, is_local: bool) -> TablePhotos:
     """Return the photos of a column: of the type Image, or of bytes or paths, as files of other programs have them."""
     from datasets import Image
 
@@ -339,7 +352,8 @@ def _photos(table: Any, column: str, *, name: str, root: str) -> TablePhotos:
             f"{name}: its column {column!r} does not hold images: {str(error).splitlines()[0]}",
             hint="name the column of the images with dataset.args.image=COLUMN",
         ) from error
-    return TablePhotos(table, column, name, root, checksum, files=[os.path.join(root, path) for path in paths])
+    files = [os.path.join(root, path) for path in paths]
+    return TablePhotos(table, column, name, root, checksum, files=files, is_local=is_local)
 
 
 def _identify(table: Any, column: str) -> tuple[str, list[str]]:

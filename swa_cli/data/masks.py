@@ -69,6 +69,7 @@ class MaskDataset:
     first: str = ""  # the image that has this shape, where the view has no size
     labels: None = None  # unknown without decoding
     checksum: str = ""
+    tables: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)

@@ -96,6 +96,11 @@ class PackedDataset:
         return self.photos.checksum
 
     @property
+    def tables(self) -> Sequence[str]:
+        """Files that hold images besides `files`."""
+        return self.photos.tables
+
+    @property
     def shape(self) -> tuple[int, int]:
         """(H, W) of the images where nothing is drawn."""
         return self.photos.shape
@@ -417,7 +422,8 @@ def _checksum(dataset: FileDataset, root: Path, progress: Progress | None) -> st
         return f"{path.removeprefix(f'{root}{os.sep}')}\0{state}\0"
 
     digest = hashlib.sha256(dataset.checksum.encode())
-    hash_files(digest, dataset.files, describe, what="looking at the files of packed images", progress=progress)
+    for paths in (dataset.files, dataset.tables):
+        hash_files(digest, paths, describe, what="looking at the files of packed images", progress=progress)
     return digest.hexdigest()
 
 

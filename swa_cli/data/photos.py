@@ -36,6 +36,10 @@ class Photos(Protocol):
     def checksum(self) -> str:
         """What identifies the photos besides names and sizes of the files; see `stream.FileDataset`."""
 
+    @property
+    def tables(self) -> Sequence[str]:
+        """Files that hold photos besides `files`; see `stream.FileDataset`."""
+
     def __len__(self) -> int:
         """Return N."""
 
@@ -53,6 +57,7 @@ class PhotoFiles:
 
     files: Sequence[str]
     checksum: str = ""
+    tables: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.files)
@@ -80,6 +85,11 @@ class _FromPhotos:
     def checksum(self) -> str:
         """What identifies the photos besides names and sizes of the files."""
         return self.photos.checksum
+
+    @property
+    def tables(self) -> Sequence[str]:
+        """Files that hold photos besides `files`."""
+        return self.photos.tables
 
     def name(self, row: int) -> str:
         """Return what messages call a photo; see `stream.FileDataset`."""

@@ -44,6 +44,7 @@ class ShardPhotos:
     headers: np.ndarray  # (N,) int32: bytes before it that have its name
     sizes: np.ndarray  # (N,) int64
     checksum: str = ""
+    tables: Sequence[str] = ()
     _open: dict[str, _OpenFile] = field(default_factory=dict)
 
     def __len__(self) -> int:

@@ -61,6 +61,10 @@ class FileDataset(Protocol):
         """What identifies the data besides `files` and `labels`; empty if nothing else does."""
 
     @property
+    def tables(self) -> Sequence[str]:
+        """Files that hold images besides `files`; one that is written anew may hold the same data, or others."""
+
+    @property
     def shape(self) -> tuple[int, int]:
         """(H, W) of the images where nothing is drawn."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import io
 import logging
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from PIL import Image
 
 from swa_cli.data import packed
 from swa_cli.data.sources import Source, fingerprint, load
+from swa_cli.data.splits import Reading, read_rows
 from swa_cli.errors import UserError
 
 
@@ -168,6 +170,39 @@ def test_what_identifies_photos(tmp_path: Path, kind: str) -> None:
     assert first[0] == again[0]
     assert len({first, other, more}) == 3
     assert len({first[0], other[0], more[0]}) == len({first[1], other[1], more[1]}) == 3
+
+
+@pytest.mark.parametrize("is_saved", [True, False], ids=["save_to_disk", "parquet"])
+def test_tables_that_are_written_anew_make_packed_photos_stale(tmp_path: Path, is_saved: bool) -> None:
+    """Bitmaps that differ where the checksum does not look, packed, against the photos of the new table."""
+    root = tmp_path / "set"
+
+    def write(level: int) -> None:
+        rows = []
+        for number in range(2):
+            pixels = np.full((120, 120, 3), number, dtype=np.uint8)
+            pixels[24:48] = level
+            Image.fromarray(pixels).save(file := io.BytesIO(), "BMP")
+            rows.append({"bytes": file.getvalue(), "path": None})
+        part = table({"image": rows, "label": [0, 1]}, image=PHOTOS, label=KINDS)
+        if not is_saved:
+            save(root, train=part)
+            return
+        shutil.rmtree(root, ignore_errors=True)
+        part.save_to_disk(str(root))
+
+    def packed_photos() -> tuple[Source, torch.Tensor]:
+        found = load("hf", root=root, val=0, workers=0, cache="packed", packing="write")
+        return found, next(iter(read_rows(found.train, rows=torch.arange(2), reading=Reading())))[0]
+
+    write(100)
+    first, _ = packed_photos()
+    write(200)
+    found, photos = packed_photos()
+    assert any("changed since" in note for note in found.notes)
+    assert photos[:, :, 30].eq(200).all()
+    assert found.data() == first.data(), "the fingerprint is that of the photos, not of the tables"
+    assert not any("changed since" in note for note in packed_photos()[0].notes)
 
 
 def test_splits_that_lack_labels_or_have_others(tmp_path: Path) -> None:

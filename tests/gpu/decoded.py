@@ -24,6 +24,7 @@ class Encoded:
 
     files = ()
     checksum = ""
+    tables = ()
 
     def __len__(self) -> int:
         return NUMBER
