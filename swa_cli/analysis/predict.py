@@ -271,11 +271,11 @@ def _view_of(found: Checkpoint, recipe: Recipe, input_: Mapping[str, Any]) -> Ev
         _require_images(input_, recipe.dataset.name, path=found.path)
         return own
     require_recorded_constants(recipe, input_)
+    if problems := image_problems(recipe):
+        raise RecipeError(problems)
     changed = evaluation_view(recipe)
     if changed == evaluation_view(open.recipe_of(found)):
         return own
-    if problems := image_problems(recipe):
-        raise RecipeError(problems)
     return replace(changed, size=changed.size or own.size)
 
 

@@ -275,6 +275,17 @@ def test_another_normalization_is_refused(swa: Swa, run: Path, change: str) -> N
     assert swa("predict", run, "a.png", "--recipe", run / "recipe.yaml", f"{key}=auto").code == 0
 
 
+@pytest.mark.parametrize("change", ["eval.crop=none", "eval.resize=9", "eval.image_size=9"])
+def test_a_view_that_a_network_does_not_have_is_refused(swa: Swa, recipe: Path, change: str) -> None:
+    """Keys of resized images, of a network trained on images as they are: exit 2 at the key, as of `swa plan`."""
+    assert swa("train", recipe, "-q").code == 0
+    Image.new("L", (9, 9)).save("a.png")
+    key = change.partition("=")[0]
+    for ended in (swa("plan", recipe, change), swa("predict", "runs/latest", "a.png", change)):
+        assert (ended.code, ended.out) == (2, "")
+        assert f"{key}: there is no dataset.image_size" in ended.err
+
+
 def test_columns_of_wide_characters_stand_apart(swa: Swa, run: Path) -> None:
     """A file name of characters of two cells: a space before its class, and the heading in line with it."""
     Image.new("RGB", (9, 9)).save("写真写真写真写真.png")
