@@ -142,7 +142,7 @@ def images_below(folders: Sequence[Path], *, index: FolderIndex | None = None) -
     """List all image files in and below some folders.
 
     Raises:
-        UserError: A folder cannot be listed, or an image is not a regular file.
+        UserError: A folder cannot be listed.
     """
     index = FolderIndex() if index is None else index
     images: list[str] = []
@@ -236,7 +236,7 @@ class Contents:
     Names are sorted, and joined with slashes: a million strings would take 100 MB.
     """
 
-    images: str  # names of image files, and of links to them, also broken ones
+    images: str  # names of image files, and of broken links and pipes that are named so
     folders: str  # names of folders, and of links to them
     others: Mapping[str, int]  # the number of other files of each kind
 
@@ -245,19 +245,17 @@ def contents_of(folder: str) -> Contents:
     """List a folder.
 
     Raises:
-        UserError: It cannot be listed, or an image is not a regular file.
+        UserError: It cannot be listed.
     """
     images, folders = list[str](), list[str]()
     others: Counter[str] = Counter()
     for entry in _entries(folder):
         if _is_folder(entry):
             folders.append(entry.name)
-        elif not _is_image(entry.name):
-            others[_kind(entry.path)] += 1
-        elif _is_file(entry) or not os.path.exists(entry.path):  # a broken link is reported with the broken files
+        elif _is_image(entry.name):  # a broken link or a pipe is reported with the broken files
             images.append(entry.name)
-        else:  # a pipe, which would block for ever
-            raise UserError(f"{entry.path}: is not a regular file", hint="remove it")
+        else:
+            others[_kind(entry.path)] += 1
     return Contents("/".join(images), "/".join(folders), others)
 
 
@@ -291,7 +289,7 @@ class FolderIndex:
         """Return what is directly inside a folder of this status; it is listed only if that has changed.
 
         Raises:
-            UserError: It cannot be listed, or an image is not a regular file.
+            UserError: It cannot be listed.
         """
         name = folder.removeprefix(self._prefix)
         state = (status.st_ino, status.st_mtime_ns, status.st_ctime_ns)
@@ -375,14 +373,6 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     """Return whether an entry is a folder or a link to one; a link to itself is not."""
     try:
         return entry.is_dir()
-    except OSError:
-        return False
-
-
-def _is_file(entry: os.DirEntry[str]) -> bool:
-    """Return whether an entry is a regular file or a link to one."""
-    try:
-        return entry.is_file()
     except OSError:
         return False
 

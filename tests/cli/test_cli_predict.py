@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -182,26 +183,29 @@ def test_rows_are_written_while_files_are_read(
 
 
 def test_broken_files_are_told_and_left_out(swa: Swa, trained: Path, run: Path) -> None:
-    """An empty, a cut and a text file, and what is not searched: exit 0, counts and names; alone: exit 1, no file."""
+    """Empty and cut files, a text, a pipe, and what is not searched: exit 0, counts, names; alone: exit 1, no file."""
     photos = Path("photos")
     shutil.copytree(trained / "pets/test/cat", photos)
     whole = next(photos.glob("*.jpg")).read_bytes()
     (photos / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     (photos / "empty.png").touch()
+    os.mkfifo(photos / "pipe.png")
     (photos / ".hidden.jpg").write_bytes(whole)
     (photos / "thumbs.db").touch()
     (photos / "notes.txt").write_text("no image")
-    number = len([*photos.iterdir()]) - 5
+    number = len([*photos.iterdir()]) - 6
     ended = swa("predict", run, photos, photos / "notes.txt", "--json")
     assert ended.code == 0
     assert ended.json["images"] == len(ended.json["predictions"]) == number
-    assert {Path(item["path"]).name for item in ended.json["broken"]} == {"cut.jpg", "empty.png", "notes.txt"}
-    assert all(item["reason"] for item in ended.json["broken"])
+    reasons = {Path(item["path"]).name: item["reason"] for item in ended.json["broken"]}
+    assert reasons.keys() == {"cut.jpg", "empty.png", "pipe.png", "notes.txt"}
+    assert all(reasons.values())
+    assert reasons["pipe.png"] == "is not a regular file"
     told = " ".join(ended.err.split())
     assert "left out 1 file: 1 .txt" in told
     assert "photos/cut.jpg" in told
     ended = swa("predict", run, photos, "-o", "p.csv")
-    assert f"{number} images -> p.csv; 2 broken files left out" in ended.out
+    assert f"{number} images -> p.csv; 3 broken files left out" in ended.out
     ended = swa("predict", run, photos / "cut.jpg", photos / "empty.png", "-o", "none.csv")
     assert ended.code == 1
     assert "none of 2 image files can be read" in ended.err

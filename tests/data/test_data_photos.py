@@ -377,3 +377,17 @@ def test_images_in_memory_have_views_too() -> None:
     assert drawn[0].shape == (16, 1, 12, 12)
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
+
+
+def test_a_pipe_among_the_photos_is_left_out_with_the_broken_ones(tmp_path: Path) -> None:
+    """A pipe named as an image in a class folder: named and refused, or left out with `skip_broken`."""
+    for number in range(4):
+        path = tmp_path / "train" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        photo(number, size=(8, 6)).save(path)
+    os.mkfifo(tmp_path / "train/a/pipe.png")
+    words: dict[str, Any] = {"root": tmp_path, "val": 0, "workers": 0, "cache": "ram"}
+    with pytest.raises(UserError, match=r"not a regular file.*a/pipe\.png"):
+        load("image_folder", **words)
+    found = load("image_folder", **words, skip_broken=True)
+    assert (len(found.train), found.num_broken) == (4, 1)
