@@ -2,8 +2,8 @@
 
 The factory returns a dict with "train" and "num_classes", and optionally "val", "test", "mean", "std", "class_names",
 "target" and "layout"; or a pair (train, test) of datasets with an attribute `classes`. "target" says what a label is:
-"class", "multilabel" (0 or 1 per class), "mask" (a class per pixel), "value" ("num_outputs" numbers), or "own"
-(whatever the user's own task takes).
+"class", "multilabel" (0 or 1 per class), "mask" (a class per pixel), "value" ("num_outputs" numbers, which takes the
+place of "num_classes"), or "own" (whatever the user's own task takes).
 "layout" says how images lie where their shape does not tell: "CHW" or "HWC".
 
 Labels are taken from where datasets list them (`targets`, `labels`, a `TensorDataset`) after a few samples were read
@@ -35,8 +35,8 @@ _CHANNELS = (1, 3, 4)
 _KEY = ("labels",)  # the purpose of all reading here, see `stream`
 _EXPECTED = (
     'return {"train": Dataset, "num_classes": int}, with "test", "val", "mean", "std", "class_names", "target" if '
-    "you have them, or a pair (train, test) of datasets with an attribute `classes`; a Dataset has __len__ and "
-    "__getitem__, which gives (image, label)"
+    'you have them ("num_outputs" takes the place of "num_classes" where "target" is "value"), or a pair (train, test) '
+    "of datasets with an attribute `classes`; a Dataset has __len__ and __getitem__, which gives (image, label)"
 )
 _WITH_ROWS = (
     "return a dataset with __len__ and __getitem__, which gives (image, label) of a row; if it is iterable and fits "
@@ -122,6 +122,7 @@ def _class_names(returned: Mapping[str, Any], *, name: str, target: str) -> tupl
         raise UserError(f"{name} gives {given!r:.80} as the names of the classes", hint="give one text per class")
     names = [*(given if given is not None else ())]
     num_classes = returned.get("num_classes", returned.get("num_outputs", len(names) or None))
+    key = "num_outputs" if target == "value" else "num_classes"
     if num_classes is None and target == "own":
         return ()
     try:
@@ -129,11 +130,10 @@ def _class_names(returned: Mapping[str, Any], *, name: str, target: str) -> tupl
     except TypeError:
         num_classes = 0
     if num_classes < 1:
-        raise UserError(f"{name} does not return the number of classes", hint=_EXPECTED)
+        what = "outputs" if target == "value" else "classes"
+        raise UserError(f"{name} does not return the number of {what}, {key}", hint=_EXPECTED)
     if names and len(names) != num_classes:
-        raise UserError(
-            f"{name} gives {len(names)} class names for num_classes = {num_classes}", hint="make them agree"
-        )
+        raise UserError(f"{name} gives {len(names)} class names for {key} = {num_classes}", hint="make them agree")
     return tuple(map(str, names or range(num_classes)))
 
 

@@ -386,7 +386,9 @@ def test_an_iterable_dataset_is_held_as_a_list(use_factory: Callable[[Any], str]
         ({"train": Pixels(colored(4)), "val": Subset(Counted(), [0]), "num_classes": 2}, "Subset as 'val'"),
         ({"train": Pixels(colored(0)), "num_classes": 2}, "empty"),
         ({"train": TensorDataset(colored(4))}, "number of classes"),
+        ({"train": TensorDataset(colored(4)), "target": "value"}, "number of outputs, num_outputs"),
         ({"train": Pixels(colored(4)), "num_classes": 3}, "2 class names"),
+        ({"train": Pixels(colored(4)), "target": "value", "num_outputs": 3}, "names for num_outputs = 3"),
         ({"train": TensorDataset(colored(4)), "num_classes": 3}, "not a pair|sample 0"),
         ({"train": [("x", 0), ("y", 1)] * 4, "num_classes": 2}, "image of the wrong kind: str"),
         ({"train": Pixels(colored(4)), "num_classes": 2, "mean": [0.5], "std": [0.5]}, "3 channels"),
@@ -397,6 +399,7 @@ def test_a_factory_that_returns_something_else(use_factory: Callable[[Any], str]
     with pytest.raises(UserError, match=message) as caught:
         load(use_factory(lambda: returned))
     assert caught.value.hint
+    assert ("does not return" in caught.value.message) <= ("num_outputs" in caught.value.hint)
 
 
 def test_a_factory_that_cannot_be_called(use_factory: Callable[[Any], str]) -> None:
