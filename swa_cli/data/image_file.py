@@ -239,8 +239,11 @@ class EncodedPhoto:
 
 
 def _content(path: str) -> bytes:
-    with open(path, "rb", buffering=0, opener=_open_regular) as file:  # pathlib would take twice the time
-        return file.read()
+    try:
+        with open(path, "rb", buffering=0, opener=_open_regular) as file:  # pathlib would take twice the time
+            return file.read()
+    except OSError as error:
+        raise OSError(f"{path}: {error.strerror}") from error
 
 
 def _open_regular(path: str, flags: int) -> int:

@@ -154,7 +154,7 @@ class UnlabeledPhotos(_FromPhotos):
         try:
             self.check(row)
         except OSError as error:
-            reason = error.strerror or str(error)
+            reason = str(error)
         except UserError as error:
             reason = error.message
         else:
