@@ -176,11 +176,14 @@ def _limit(space: Space, settings: Settings, options: Options) -> int:
         if options.trials is None:
             reason = f"{ranges[0]} is a range" if ranges else f"--sampler {settings.sampler} draws any number of them"
             raise UserError(f"the number of trials is missing: {reason}", hint="add --trials 20")
+        if options.trials > space.size:
+            message = f"--trials {options.trials}: the values have {count_text(int(space.size), 'combination')}"
+            raise UserError(message, hint=f"write --trials {space.size:.0f}, which tries each of them once")
         return options.trials
     if ranges:
         message = f"--sampler grid: {ranges[0]} is a range, which has no grid"
         raise UserError(message, hint="write a list of values, or --sampler tpe with --trials")
-    size = space.grid_size()
+    size = int(space.size)
     if options.trials not in (None, size):
         message = f"--trials {options.trials}: the grid has {count_text(size, 'trial')}"
         raise UserError(message, hint="leave --trials out, or write --sampler random")

@@ -1,18 +1,20 @@
 """The Optuna study of a sweep: it draws a point for each trial, prunes, and gives a trial to one process at a time.
 
-A point is a function of (seed, number of the trial, trials before it), so a sweep that was killed draws what it would
-have drawn: the sampler is made anew for each trial, on a copy of the study with the trials of lower numbers. A process
-that works on a trial holds a lock in the folder of the sweep, which ends with the process. So a trial that Optuna calls
-running, and whose lock is free, was killed: it is taken again, with the same point and in the same folder.
+A point is a function of (seed, number of the trial, trials before it), and no trial before it has the same point. So a
+sweep that was killed draws what it would have drawn: the sampler is made anew for each trial, on a copy of the study
+with the trials of lower numbers. A process that works on a trial holds a lock in the folder of the sweep, which ends
+with the process. So a trial that Optuna calls running, and whose lock is free, was killed: it is taken again, with the
+same point and in the same folder.
 """
 
 from __future__ import annotations
 
 import io
+import itertools
 import socket
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -21,11 +23,12 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any
 
+from swa_cli import signals
 from swa_cli.checkpoint import locks
 from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.data.randomness import derive_seed
 from swa_cli.errors import UserError
-from swa_cli.recipe.space import Choices, Parameter, Space, domain_of
+from swa_cli.recipe.space import DIGITS, MAX_DIGITS, Choices, Parameter, Space, domain_of
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -36,6 +39,8 @@ FORMAT = 1  # of sweep.json
 JOURNAL = "journal.log"
 DRAWING = "draw"  # the lock of drawing trials, beside one per trial
 ORPHAN_AFTER = timedelta(minutes=1)  # for a trial of a database that nobody has put his name on
+DRAWN_POLL_S = 0.1  # of the points that other machines are drawing
+TPE_DRAWS = 10  # for a trial, before points are drawn at random
 OPENING_TRIES, OPENING_POLL_S = 50, 0.1  # of a new database, whose tables several processes may make at once
 REDUCTION = 4  # of the trials, the best quarter goes on to the next rung (Li et al. 2020, "A System for ... (ASHA)")
 NUM_RUNGS = 2  # of pruning: at 1/16 and 1/4 of the epochs
@@ -286,15 +291,47 @@ class SweepStudy:
         return dict(point)
 
     def _draw(self, number: int) -> dict[str, Any]:
-        """Draw the point of a trial from the trials of lower numbers."""
-        space, settings, samplers = self.settings.space, self.settings, self._optuna.samplers
-        if settings.sampler == "grid":
+        """Draw the point of a trial: one that no trial of a lower number has, for a second run would be the same."""
+        space = self.settings.space
+        if self.settings.sampler == "grid":
             return next(point for index, point in enumerate(space.grid()) if index == number)
+        before = self._drawn_before(number)
+        taken = {tuple(space.texts(trial.user_attrs["point"]).items()) for trial in before}
+        return next(point for point in self._draws(number, before) if tuple(space.texts(point).items()) not in taken)
+
+    def _draws(self, number: int, before: Sequence[FrozenTrial]) -> Iterator[dict[str, Any]]:
+        """Yield points for a trial: draws of the sampler, each with ever more digits of its numbers.
+
+        TPE draws what it has found good again and again. What few points are left of a list is found at random.
+        """
+        settings, samplers = self.settings, self._optuna.samplers
         seed = derive_seed(settings.seed, "sweep", number) % 2**32  # numpy takes no more bits
         sampler = samplers.TPESampler(seed=seed) if settings.sampler == "tpe" else samplers.RandomSampler(seed=seed)
         copy = self._optuna.create_study(sampler=sampler, direction=settings.direction)
-        copy.add_trials(self.study.get_trials(deepcopy=False)[:number])
-        return space.draw(partial(self._suggest, copy.ask()))
+        copy.add_trials(before)
+        for attempt in itertools.count(1):
+            drawn = settings.space.draw(partial(self._suggest, copy.ask()))
+            for digits in range(DIGITS, MAX_DIGITS + 1):
+                yield settings.space.rounded(drawn, digits=digits)
+            if attempt == TPE_DRAWS:
+                copy.sampler = samplers.RandomSampler(seed=seed)
+
+    def _drawn_before(self, number: int) -> list[FrozenTrial]:
+        """Return the trials of lower numbers; wait for the points that other machines are drawing.
+
+        A machine that was killed in this moment has left none, so that the point is drawn here.
+        """
+        since = time.monotonic()
+        while True:
+            trials = self.study.get_trials(deepcopy=False)[:number]
+            missing = [trial for trial in trials if "point" not in trial.user_attrs]
+            if not missing:
+                return trials
+            if self.is_local or time.monotonic() - since > ORPHAN_AFTER.total_seconds():
+                self._point(missing[0])
+            else:
+                signals.check()
+                time.sleep(DRAWN_POLL_S)
 
     def _suggest(self, trial: Any, parameter: Parameter) -> Any:
         return trial._suggest(parameter.key, self._distribution(parameter))

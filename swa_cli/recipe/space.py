@@ -28,6 +28,8 @@ from swa_cli.units import count_text
 Point = Mapping[str, Any]  # key -> the text of a choice, or a number of a range
 
 DIGITS = 4  # significant ones of a number that is drawn, so that recipes stay readable
+MAX_DIGITS = 15  # of any number in a recipe
+NARROWEST = 1e-9  # range, as a share of its numbers: it holds more numbers of MAX_DIGITS digits than a sweep has trials
 MAX_CHECKED = 1000  # combinations of a grid that are checked one by one; of a larger space, each value by itself
 WHOLE_UNITS = ("step", "cycle")
 _OPEN, _CLOSE = "([{", ")]}"
@@ -48,6 +50,15 @@ class Choices:
     def text(self, value: Any) -> str:
         """Return a choice as it stands in KEY=VALUE."""
         return str(value)
+
+    def rounded(self, value: str, *, digits: int) -> str:
+        """Return a choice as it is."""
+        return value
+
+    @property
+    def size(self) -> float:
+        """How many there are."""
+        return len(self.texts)
 
     @property
     def samples(self) -> tuple[str, ...]:
@@ -73,22 +84,27 @@ class Range:
     is_log: bool = False
     is_whole: bool = False
 
-    def rounded(self, value: float) -> float:
-        """Return the number of `DIGITS` significant digits next to a drawn one, inside the range."""
-        return int(value) if self.is_whole else min(max(float(f"{value:.{DIGITS}g}"), self.low), self.high)
+    def rounded(self, value: float, *, digits: int) -> float:
+        """Return the number of so many significant digits next to a drawn one, inside the range."""
+        return int(value) if self.is_whole else min(max(float(f"{value:.{digits}g}"), self.low), self.high)
+
+    @property
+    def size(self) -> float:
+        """How many numbers there are: infinitely many, but of whole ones."""
+        return int(self.high - self.low) + 1 if self.is_whole else math.inf
 
     def text(self, value: Any) -> str:
         """Return a number as it stands in KEY=VALUE."""
         if self.is_whole:
             return f"{int(value)}{self.unit}"
-        short = f"{value:.15g}"
+        short = f"{value:.{MAX_DIGITS}g}"
         return f"{Decimal(short):f}{self.unit}" if self.unit else short  # no exponent before a unit
 
     @property
     def samples(self) -> tuple[str, ...]:
         """The values to check: both ends, and one between that is no round number, as those that are drawn."""
         middle = (self.low * self.high) ** 0.5 if self.is_log else self.low + 0.3819 * (self.high - self.low)
-        return tuple(self.text(value) for value in (self.low, self.rounded(middle), self.high))
+        return tuple(self.text(value) for value in (self.low, self.rounded(middle, digits=DIGITS), self.high))
 
     @property
     def values(self) -> dict[str, Any]:
@@ -143,9 +159,13 @@ class Space:
         point: dict[str, Any] = {}
         for each in sorted(self.parameters, key=lambda each: each.key.count(".")):  # sections first
             if not self._is_removed(each.key, point):
-                value = suggest(each)
-                point[each.key] = each.domain.rounded(value) if isinstance(each.domain, Range) else value
+                point[each.key] = suggest(each)
         return {each.key: point[each.key] for each in self.parameters if each.key in point}
+
+    def rounded(self, point: Point, *, digits: int) -> dict[str, Any]:
+        """Return a point with its numbers rounded to so many significant digits."""
+        parameters = [each for each in self.parameters if each.key in point]
+        return {each.key: each.domain.rounded(point[each.key], digits=digits) for each in parameters}
 
     def texts(self, point: Point) -> dict[str, str]:
         """Return the values of a point as they stand in KEY=VALUE."""
@@ -163,9 +183,16 @@ class Space:
                 seen.add(fixed)
                 yield point
 
-    def grid_size(self) -> int:
-        """Return the number of points of the grid."""
-        return sum(1 for _ in self.grid())
+    @property
+    def size(self) -> float:
+        """The number of points; infinite with a range of numbers that are not whole."""
+        keys = [each.key for each in self.parameters]
+        sections = [each for each in self.parameters if any(key.startswith(f"{each.key}.") for key in keys)]
+        others = [each for each in self.parameters if each not in sections]
+        return sum(
+            math.prod(each.domain.size for each in others if not self._is_removed(each.key, point))
+            for point in Space(tuple(sections)).grid()
+        )
 
     def examples(self) -> list[dict[str, str]]:
         """Return points as texts in which each value to check occurs: a whole grid, or one value changed at a time."""
@@ -343,8 +370,10 @@ def _range(kind: str, low: str, high: str, *, text: str) -> Range:
     if is_whole and not all(re.fullmatch(r"[-+]?\d+", end) for end in (first, last)):
         raise _WrongError(f"`{text}` has an end that is no whole number", "write whole numbers, or linear(LOW,HIGH)")
     ends = float(first), float(last)
-    if not ends[0] < ends[1]:
-        raise _WrongError(f"`{text}` does not ascend", f"write {kind}({last}{unit},{first}{unit}), or one value")
+    if ends[0] > ends[1]:
+        raise _WrongError(f"`{text}` does not ascend", f"write {kind}({last}{unit},{first}{unit})")
+    if ends[1] - ends[0] <= (0 if is_whole else NARROWEST * max(map(abs, ends))):
+        raise _WrongError(f"`{text}` has one value", f"write {first}{unit}")
     if kind == "log" and ends[0] <= 0:
         raise _WrongError(f"`{text}` begins at {first}, which has no logarithm", "begin above 0, such as at 1e-4")
     return Range(ends[0], ends[1], unit, is_log=kind == "log", is_whole=is_whole)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from swa_cli.analysis import sweep_study
 from swa_cli.analysis.sweep_study import (
     COMPLETE,
     FAILED,
@@ -67,6 +70,61 @@ def test_more_trials_continue_the_same_sequence(tmp_path: Path) -> None:
     """6 trials, then 14, against 14 at once."""
     run(tmp_path / "more", until=6)
     assert run(tmp_path / "more", until=14) == run(tmp_path / "whole", until=14)
+
+
+SWITCHED = (Parameter("swa", Choices(("null", "{start: 50%}")), ""), Parameter("swa.lr", Choices(("0.1", "0.2")), ""))
+WHOLE = Parameter("swa.every", Range(1, 4, "step", is_log=True, is_whole=True), "")
+FLAT = Parameter("optimizer.lr", Range(0.1, 0.1002), "")  # three numbers of four digits
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+@pytest.mark.parametrize(
+    ("parameters", "trials", "size"), [(SWITCHED, 3, 3), ((*SWITCHED, WHOLE), 9, 9), ((FLAT,), 12, math.inf)]
+)
+def test_no_point_is_drawn_twice(
+    tmp_path: Path, sampler: str, parameters: tuple[Parameter, ...], trials: int, size: float
+) -> None:
+    """As many trials as a space has points, or more than one has of four digits: all differ, also after a kill."""
+    space = Space(parameters)
+    assert space.size == size
+    found = []
+    for name, num_first in (("whole", trials), ("killed", 1)):
+        (tmp_path / name).mkdir()
+        for limit in (num_first, trials):
+            study = SweepStudy(tmp_path / name, settings(sampler, space=space))
+            while (claim := study.claim(limit=limit)) is not None:
+                with claim:
+                    claim.finish(COMPLETE, value=1.0)
+        found.append([record.texts for record in study.records()])
+    assert found[0] == found[1]
+    assert len({json.dumps(texts) for texts in found[0]}) == trials
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_a_machine_waits_for_the_point_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_killed: bool
+) -> None:
+    """A database, and a machine that draws trial 0 or dies of it: trial 1 of another one has the point that is left."""
+    space, url = Space(SWITCHED[:1]), f"sqlite:///{tmp_path / 'study.db'}"
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    first, second = (SweepStudy(tmp_path / name, settings(space=space), storage=url, name="s") for name in ("a", "b"))
+    first.study.ask()
+    clock = SimpleNamespace(now=0.0)
+
+    def sleep(seconds: float) -> None:
+        clock.now += 100 * seconds
+        if not is_killed:
+            first._take(0).__exit__(None, None, None)  # what follows in `claim`
+
+    monkeypatch.setattr(sweep_study, "time", SimpleNamespace(monotonic=lambda: clock.now, sleep=sleep))
+    with second.claim(limit=2) as claim:
+        assert claim.number == 1
+        found = [record.texts["swa"] for record in second.records()]
+        assert (sorted(found), claim.texts["swa"]) == (["null", "{start: 50%}"], found[1])
+    assert (clock.now > 60) == is_killed
+    first.close()
+    second.close()
 
 
 def test_two_processes_share_the_trials(tmp_path: Path) -> None:

@@ -336,6 +336,20 @@ def test_more_trials_of_a_range_continue(swa, few: Path, trained: list[str]) -> 
         assert float(rate) == float(trial["params"]["optimizer.lr"])
 
 
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_a_list_with_trials_tries_each_value_once(swa, few: Path, trained: list[str], sampler: str) -> None:
+    """3 of 4 values, then all, then 5: other values, with other seeds of the recipe too, and a refusal."""
+    rates = ["0.05", "0.1", "0.2", "0.3"]
+    for seed in range(3):
+        words = ("sweep", few, f"optimizer.lr={','.join(rates)}", f"seed={seed}", "--sampler", sampler, "--json")
+        three, four = (swa(*words, "--trials", str(number)).json["trials"] for number in (3, 4))
+        assert four[:3] == three
+        assert sorted(trial["params"]["optimizer.lr"] for trial in four) == rates
+        refused = swa(*words, "--trials", "5")
+        assert (refused.code, "--trials 4" in refused.err) == (2, True)
+    assert len(trained) == 12
+
+
 def test_a_failed_trial_is_told_and_the_sweep_goes_on(swa, few: Path, trained: list[str]) -> None:
     """One diverging rate among three: failed with its reason, and not run again."""
     ended = swa("sweep", few, "optimizer.lr=0.2,2,0.1", "--json")
@@ -459,6 +473,8 @@ def test_trials_that_failed_are_run_again_as_the_hint_says(swa, few: Path, train
         (("optimizer.lr=log(1e-3,1)",), "optimizer.lr=log(1e-3,1) is a range", "--trials 20"),
         (("optimizer.lr=log(1e-3,1)", "--sampler", "grid"), "has no grid", "tpe"),
         (("swa.lr=0.05,0.1", "--sampler", "grid", "--trials", "3"), "the grid has 2 trials", "--sampler random"),
+        (("swa.lr=0.05,0.1", "--trials", "3"), "the values have 2 combinations", "--trials 2"),
+        (("swa.every=1step..4step", "--trials", "5"), "the values have 4 combinations", "--trials 4"),
         (("swa.lr=0.05,0.1", "--metric", "train_loss"), "training images", "val_loss"),
         (("swa=null,{start: 50%}", "--metric", "swa_val_loss"), "not measured by every trial", "val_loss"),
         (("swa.lr=0.05,0.1", "--timeout", "2"), "`2` is not a length of time", "10min"),

@@ -61,6 +61,9 @@ def test_words_are_lists_and_ranges(small: Path, word: str, expected: Choices | 
         ("optimizer.lr=log(0.1)", "optimizer.lr", "1 end", "log(LOW,HIGH)"),
         ("optimizer.lr=0.1,,1", "optimizer.lr", "empty", "comma"),
         ("optimizer.lr=0.1,0.1", "optimizer.lr", "twice", "once"),
+        ("optimizer.lr=log(0.1,0.10)", "optimizer.lr", "one value", "0.1"),
+        ("swa.start=50%..50%", "swa.start", "one value", "50%"),
+        ("optimizer.lr=0.1..0.100000000000001", "optimizer.lr", "one value", "0.1"),
         ("swa.start=50%..9ep", "swa.start", "different units", "50%..90%"),
         ("train.batch_size=16..64", "train.batch_size", "whole number", "int(16,64)"),
         ("train.batch_size=int(1.5,3)", "train.batch_size", "no whole number", "linear"),
@@ -92,7 +95,7 @@ def test_a_removed_section_has_no_keys_and_the_grid_no_duplicates(small: Path) -
     """swa=null against swa.lr: the grid has 1 + 2 points, and each loads as the recipe that it says."""
     loaded, found, recipes = space.read(small, ["swa.lr=0.01,0.02", "swa=null,{start: 75%}"])
     points = list(found.grid())
-    assert len(points) == found.grid_size() == 3
+    assert len(points) == found.size == 3
     assert {"swa": "null"} in points
     rates = [None if each.recipe.swa is None else each.recipe.swa.lr for each in recipes]
     assert sorted(map(str, rates)) == ["0.01", "0.02", "None"]
@@ -131,7 +134,7 @@ def test_every_drawn_number_is_in_its_range_and_reads_as_itself(share: float, te
     """Any number of a range: rounded into the range, and its text parses back to the same number."""
     found = space._domain(text)
     assert isinstance(found, Range)
-    value = found.rounded(found.low + share * (found.high - found.low))
+    value = found.rounded(found.low + share * (found.high - found.low), digits=space.DIGITS)
     assert found.low <= value <= found.high
     written = found.text(value)
     assert "e" not in written.removesuffix(found.unit) or not found.unit
