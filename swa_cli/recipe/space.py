@@ -29,6 +29,7 @@ Point = Mapping[str, Any]  # key -> the text of a choice, or a number of a range
 
 DIGITS = 4  # significant ones of a number that is drawn, so that recipes stay readable
 MAX_DIGITS = 15  # of any number in a recipe
+LARGEST, LARGEST_WHOLE = 1e300, 2**53  # end of a range: its width is finite, and whole ends are exact
 NARROWEST = 1e-9  # range, as a share of its numbers: it holds more numbers of MAX_DIGITS digits than a sweep has trials
 MAX_CHECKED = 1000  # combinations of a grid that are checked one by one; of a larger space, each value by itself
 WHOLE_UNITS = ("step", "cycle")
@@ -248,6 +249,7 @@ def read(recipe: Path | str, words: Sequence[str]) -> tuple[Loaded, Space, list[
         loaded = load.load(recipe, fixed)
         problems += _seed_problems(loaded, space)
         recipes = check(loaded, space)
+        problems += _equal_problems(space, recipes)
         if not problems and parameters:
             return loaded, space, recipes
     except RecipeError as error:
@@ -266,6 +268,20 @@ def _seed_problems(loaded: Loaded, space: Space) -> list[Problem]:
     message = "each seed would hold out other validation images, and trials are compared on the same ones"
     hint = "add dataset.val_seed=0, or repeat the best trials with --seeds"
     return [Problem("seed", message, hint, Place(COMMAND_LINE + seed.word))]
+
+
+def _equal_problems(space: Space, recipes: Sequence[Loaded]) -> list[Problem]:
+    """Return a problem for each key with values that give the same recipe, such as 0.05 and 5e-2."""
+    points, found = dict[str, dict[str, str]](), dict[str, Problem]()
+    for texts, changed in zip(space.examples(), recipes, strict=True):
+        other = points.setdefault(repr(changed.recipe.model_dump(mode="json")), texts)
+        if other != texts:
+            each = next(each for each in space.parameters if texts.get(each.key) != other.get(each.key))
+            text, same = (values.get(each.key, "null") for values in (texts, other))
+            message = f"`{text}` gives the same recipe as `{same}`"
+            problem = Problem(each.key, message, "write each value once", Place(COMMAND_LINE + each.word))
+            found.setdefault(each.key, problem)
+    return list(found.values())
 
 
 def words_of(loaded: Loaded, texts: Mapping[str, str]) -> list[str]:
@@ -370,6 +386,8 @@ def _range(kind: str, low: str, high: str, *, text: str) -> Range:
     if is_whole and not all(re.fullmatch(r"[-+]?\d+", end) for end in (first, last)):
         raise _WrongError(f"`{text}` has an end that is no whole number", "write whole numbers, or linear(LOW,HIGH)")
     ends = float(first), float(last)
+    if max(map(abs, ends)) > (largest := LARGEST_WHOLE if is_whole else LARGEST):
+        raise _WrongError(f"`{text}` has an end beyond {largest:g}", "write a smaller number")
     if ends[0] > ends[1]:
         raise _WrongError(f"`{text}` does not ascend", f"write {kind}({last}{unit},{first}{unit})")
     if ends[1] - ends[0] <= (0 if is_whole else NARROWEST * max(map(abs, ends))):

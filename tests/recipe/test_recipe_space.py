@@ -61,7 +61,10 @@ def test_words_are_lists_and_ranges(small: Path, word: str, expected: Choices | 
         ("optimizer.lr=log(0.1)", "optimizer.lr", "1 end", "log(LOW,HIGH)"),
         ("optimizer.lr=0.1,,1", "optimizer.lr", "empty", "comma"),
         ("optimizer.lr=0.1,0.1", "optimizer.lr", "twice", "once"),
+        ("optimizer.lr=0.05,5e-2", "optimizer.lr", "`5e-2` gives the same recipe as `0.05`", "once"),
         ("optimizer.lr=log(0.1,0.10)", "optimizer.lr", "one value", "0.1"),
+        ("optimizer.lr=1..1e999", "optimizer.lr", "beyond", "smaller"),
+        (f"swa.every=1step..{'9' * 400}step", "swa.every", "beyond", "smaller"),
         ("swa.start=50%..50%", "swa.start", "one value", "50%"),
         ("optimizer.lr=0.1..0.100000000000001", "optimizer.lr", "one value", "0.1"),
         ("swa.start=50%..9ep", "swa.start", "different units", "50%..90%"),
@@ -89,6 +92,28 @@ def test_all_mistakes_are_told_at_once(small: Path) -> None:
     with pytest.raises(RecipeError) as raised:
         space.read(small, ["swa.lr=0.05,x", "optimizer.lr=lin(0,1)", "swa.start=50%,101%"])
     assert {problem.key for problem in raised.value.problems} == {"swa.lr", "optimizer.lr", "swa.start"}
+
+
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        (["optimizer.lr=0.1,0.2,0.10"], "optimizer.lr"),
+        (["swa.start=50%,50.0%"], "swa.start"),
+        (["model.args.width=4,8,null,~"], "model.args.width"),
+        (["swa.start=null,75%", "optimizer.lr=log(0.1,1)"], "swa.start"),
+        (["swa={start: 50%},{start: 75%}", "swa.start=60%,70%"], "swa"),
+        (["model.args.width=4,4.0,true,1,'4'"], None),
+        (["averages={a: {kind: ema, decay: 0.5}, b: {kind: ema, decay: 0.6}},null"], None),
+    ],
+)
+def test_values_that_give_the_same_recipe_are_refused(small: Path, words: list[str], key: str | None) -> None:
+    """Values that differ as texts alone, or that another key replaces: their key; an argument keeps its type."""
+    if key is None:
+        assert len(space.read(small, words)[2]) == space.read(small, words)[1].size
+        return
+    with pytest.raises(RecipeError) as raised:
+        space.read(small, words)
+    assert [problem.key for problem in raised.value.problems] == [key]
 
 
 def test_a_removed_section_has_no_keys_and_the_grid_no_duplicates(small: Path) -> None:
