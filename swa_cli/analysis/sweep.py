@@ -113,6 +113,7 @@ def sweep(
         metrics = tasks.find(loaded.recipe.task).metrics
     settings = _settings(loaded.recipe, space, recipes, options, metrics)
     limit = _limit(space, settings, options)
+    _refuse_seeds_of_seeds(space, options)
     folder, reason = _choose(loaded.recipe, settings, options, terminal)
     if folder is None:  # fail before a folder is made
         _check_with_data(loaded, space, recipes, settings, terminal=terminal)
@@ -132,7 +133,7 @@ def sweep(
             best = best_of(found.records(), is_lower_better=settings.is_lower_better)[: options.top]
             share_repeats(found, best, seeds=options.seeds, terminal=terminal)
         return {}
-    if number := sum(record.is_finished for record in study.records()):
+    if number := sum(record.is_finished for record in found.records()):
         rows.append(("trials", f"{number} of {limit} are finished"))
     terminal.plan(f"{loaded.recipe.title}, {count_text(limit, 'trial')} -> {folder.display_path}", rows)
     table = Table(found.settings, limit, metrics, terminal=terminal, processes=options.processes)
@@ -188,6 +189,18 @@ def _limit(space: Space, settings: Settings, options: Options) -> int:
         message = f"--trials {options.trials}: the grid has {count_text(size, 'trial')}"
         raise UserError(message, hint="leave --trials out, or write --sampler random")
     return size
+
+
+def _refuse_seeds_of_seeds(space: Space, options: Options) -> None:
+    """Refuse repeats of trials that differ in the seed: with the seeds of the repeats, they would be the same.
+
+    Raises:
+        UserError: They are asked for.
+    """
+    word = next((each.word for each in space.parameters if each.key == "seed"), None)
+    if options.seeds and word is not None:
+        message = f"--seeds: repeats replace the seed, and the trials differ in it ({word})"
+        raise UserError(message, hint=f"leave {word} out, or --seeds")
 
 
 def _choose(recipe: Recipe, settings: Settings, options: Options, terminal: Terminal) -> tuple[RunFolder | None, str]:

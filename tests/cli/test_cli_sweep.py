@@ -345,6 +345,9 @@ def test_a_list_with_trials_tries_each_value_once(swa, few: Path, trained: list[
         three, four = (swa(*words, "--trials", str(number)).json["trials"] for number in (3, 4))
         assert four[:3] == three
         assert sorted(trial["params"]["optimizer.lr"] for trial in four) == rates
+        fewer = swa(*words, "--trials", "2")
+        assert "2 of 2 are finished" in " ".join(fewer.err.split())
+        assert fewer.json["trials"] == four[:2]
         refused = swa(*words, "--trials", "5")
         assert (refused.code, "--trials 4" in refused.err) == (2, True)
     assert len(trained) == 12
@@ -475,6 +478,7 @@ def test_trials_that_failed_are_run_again_as_the_hint_says(swa, few: Path, train
         (("swa.lr=0.05,0.1", "--sampler", "grid", "--trials", "3"), "the grid has 2 trials", "--sampler random"),
         (("swa.lr=0.05,0.1", "--trials", "3"), "the values have 2 combinations", "--trials 2"),
         (("swa.every=1step..4step", "--trials", "5"), "the values have 4 combinations", "--trials 4"),
+        (("seed=0,1", "dataset.val_seed=0", "--seeds", "0-1"), "differ in it (seed=0,1)", "leave seed=0,1 out"),
         (("swa.lr=0.05,0.1", "--metric", "train_loss"), "training images", "val_loss"),
         (("swa=null,{start: 50%}", "--metric", "swa_val_loss"), "not measured by every trial", "val_loss"),
         (("swa.lr=0.05,0.1", "--timeout", "2"), "`2` is not a length of time", "10min"),
