@@ -141,9 +141,13 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Space:
-    """All parameters of a sweep, in the order of the command line."""
+    """All parameters of a sweep, in the order of the command line.
+
+    `fixed` are the keys with one value below a parameter: each value of a section replaces the whole section.
+    """
 
     parameters: tuple[Parameter, ...]
+    fixed: tuple[tuple[str, str], ...] = ()
 
     @property
     def values(self) -> dict[str, Any]:
@@ -217,6 +221,10 @@ class Space:
             values[each.key] = text if each.key == key else texts[0]
         return {name: value for name, value in values.items() if not self._is_removed(name, values)}
 
+    def kept(self, point: Point) -> list[tuple[str, str]]:
+        """Return the fixed keys that no value of a point removes."""
+        return [(key, text) for key, text in self.fixed if not self._is_removed(key, point)]
+
     @staticmethod
     def _is_removed(key: str, point: Point) -> bool:
         sections = itertools.accumulate(key.split(".")[:-1], lambda above, part: f"{above}.{part}")
@@ -232,19 +240,25 @@ def read(recipe: Path | str, words: Sequence[str]) -> tuple[Loaded, Space, list[
         RecipeError: Every problem of the recipe, and of every value at its argument.
         UserError: The recipe cannot be read.
     """
-    fixed, parameters, problems = [], list[Parameter](), list[Problem]()
+    fixed, single, parameters, problems = list[str](), dict[str, str](), list[Parameter](), list[Problem]()
     for word in words:
         key, _, text = (part.strip() for part in word.partition("="))
         try:
             domain = _domain(text)
             if isinstance(domain, Choices) and len(domain.texts) == 1:
                 fixed.append(word)
+                single[key] = text
                 continue
             _refuse_key(key, [each.key for each in parameters])
             parameters.append(Parameter(key, domain, word))
         except _WrongError as error:
             problems.append(Problem(key, error.message, error.hint, Place(COMMAND_LINE + word)))
-    space = Space(tuple(parameters))
+    for each in parameters:
+        if each.key in single:
+            message = f"is given twice, once as {single[each.key]}"
+            problems.append(Problem(each.key, message, "write all its values once", Place(COMMAND_LINE + each.word)))
+    below = [key for key in single if any(key.startswith(f"{each.key}.") for each in parameters)]
+    space = Space(tuple(parameters), tuple((key, single[key]) for key in below))
     try:
         loaded = load.load(recipe, fixed)
         problems += _seed_problems(loaded, space)
@@ -284,9 +298,9 @@ def _equal_problems(space: Space, recipes: Sequence[Loaded]) -> list[Problem]:
     return list(found.values())
 
 
-def words_of(loaded: Loaded, texts: Mapping[str, str]) -> list[str]:
+def words_of(loaded: Loaded, space: Space, texts: Mapping[str, str]) -> list[str]:
     """Return the changes of a recipe for the texts of a point: sections first, and no removal of what is not there."""
-    pairs = sorted(texts.items(), key=lambda pair: pair[0].count("."))
+    pairs = sorted([*space.kept(texts), *texts.items()], key=lambda pair: pair[0].count("."))
     return [
         f"{key}={text}"
         for key, text in pairs
@@ -306,7 +320,7 @@ def check(
     recipes = []
     for texts in space.examples():
         try:
-            recipes.append(loaded.with_changes(words_of(loaded, texts)))
+            recipes.append(loaded.with_changes(words_of(loaded, space, texts)))
             if problems := further(recipes[-1]):
                 raise recipes[-1].locate(problems)
         except RecipeError as error:

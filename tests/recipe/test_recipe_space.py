@@ -124,13 +124,33 @@ def test_a_removed_section_has_no_keys_and_the_grid_no_duplicates(small: Path) -
     assert {"swa": "null"} in points
     rates = [None if each.recipe.swa is None else each.recipe.swa.lr for each in recipes]
     assert sorted(map(str, rates)) == ["0.01", "0.02", "None"]
-    assert space.words_of(loaded, {"swa.lr": "0.01", "swa": "{start: 75%}"}) == ["swa={start: 75%}", "swa.lr=0.01"]
+    assert space.words_of(loaded, found, {"swa.lr": "0.01", "swa": "{start: 75%}"}) == [
+        "swa={start: 75%}",
+        "swa.lr=0.01",
+    ]
+
+
+def test_one_value_below_a_section_is_kept(small: Path) -> None:
+    """A rate for all values of swa: none, one without a rate and one with its own; and a key given twice."""
+    choices = "swa=null,{start: 75%},{start: 50%, lr: 0.3}"
+    for words in ([choices, "swa.lr=0.07"], ["swa.lr=0.3", "swa.lr=0.07", choices]):
+        _, found, recipes = space.read(small, words)
+        assert [each.recipe.swa and (str(each.recipe.swa.start), each.recipe.swa.lr) for each in recipes] == [
+            None,
+            ("75%", 0.07),
+            ("50%", 0.07),
+        ]
+        assert found.size == 3
+    for words in (["swa.lr=0.1,0.2", "swa.lr=0.3"], ["swa.lr=0.3", "swa.lr=log(0.1,1)"]):
+        with pytest.raises(RecipeError) as raised:
+            space.read(small, words)
+        assert [(each.key, "twice" in each.message) for each in raised.value.problems] == [("swa.lr", True)]
 
 
 def test_null_is_a_value_of_an_argument(small: Path) -> None:
     """`null` below model.args, which the recipe does not have: it reaches the network and is no default."""
     loaded, found, _ = space.read(small, ["model={name: 'nets.own:Net'}", "model.args.momentum=null,0.1"])
-    words = [space.words_of(loaded, found.texts(point)) for point in found.grid()]
+    words = [space.words_of(loaded, found, found.texts(point)) for point in found.grid()]
     assert words == [["model.args.momentum=null"], ["model.args.momentum=0.1"]]
 
 
