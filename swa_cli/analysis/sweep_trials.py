@@ -53,7 +53,7 @@ class Sweep:
 
     def recipe_of(self, texts: dict[str, str]) -> Loaded:
         """Return the recipe of a trial."""
-        return self.loaded.with_changes(words_of(self.loaded, self.settings.space, texts))
+        return self.loaded.with_changes(words_of(self.settings.space, texts))
 
     def records(self) -> list[Record]:
         """Return the trials that count."""

@@ -50,19 +50,10 @@ class Loaded:
         """Return whether the value at a path comes from the command line."""
         return self._tree.place(path, at_key=False).source.startswith(COMMAND_LINE)
 
-    def has(self, key: str) -> bool:
-        """Return whether the recipe, as it is written, has a dotted key."""
-        values: Any = self._tree.values
-        for part in key.split("."):
-            if not isinstance(values, Mapping) or part not in values:
-                return False
-            values = values[part]
-        return True
-
     def with_changes(self, overrides: Sequence[str]) -> Loaded:
-        """Return the recipe, as it is written, with further KEY=VALUE words; see `load`."""
+        """Return the recipe, as it is written, with further KEY=VALUE words; `null` may remove what is not there."""
         tree = Tree(self.source, copy.deepcopy(self._tree.values), dict(self._tree.spots))
-        return _checked(tree, overrides)
+        return _checked(tree, overrides, may_be_absent=True)
 
     def with_seed(self, seed: int) -> Loaded:
         """Return the same recipe with another seed."""
@@ -238,10 +229,12 @@ def _similar_recipe(path: Path) -> str | None:
     return f"did you mean {close_name}, which comes with swa?" if close_name else None
 
 
-def _checked(tree: Tree, overrides: Sequence[str], *, allowed: Sequence[str] | None = None) -> Loaded:
+def _checked(
+    tree: Tree, overrides: Sequence[str], *, allowed: Sequence[str] | None = None, may_be_absent: bool = False
+) -> Loaded:
     """Apply the overrides and return the recipe, or raise every problem."""
     for word in overrides:
-        tree.problems.extend(_override(tree, word, allowed=allowed))
+        tree.problems.extend(_override(tree, word, allowed=allowed, may_be_absent=may_be_absent))
     explain.add_odd_keys(tree)
     explain.add_misplaced(tree)
     recipe = None
@@ -254,7 +247,7 @@ def _checked(tree: Tree, overrides: Sequence[str], *, allowed: Sequence[str] | N
     return Loaded(recipe, tree.source, tree)
 
 
-def _override(tree: Tree, word: str, *, allowed: Sequence[str] | None) -> Iterator[Problem]:
+def _override(tree: Tree, word: str, *, allowed: Sequence[str] | None, may_be_absent: bool) -> Iterator[Problem]:
     """Put KEY=VALUE into the tree; yield the problem if that is not possible."""
     place = Place(COMMAND_LINE + word)
     key, equals, text = (part.strip() for part in word.partition("="))
@@ -271,7 +264,7 @@ def _override(tree: Tree, word: str, *, allowed: Sequence[str] | None) -> Iterat
         hint = f"only {', '.join(allowed)} may be changed here" if allowed else "leave the change out"
         yield Problem(key, "cannot be changed here", hint, place)
     elif text and scalars.is_null(scalars.Word(text)) and not explain.is_argument(key):
-        if not tree.remove(key):
+        if not tree.remove(key) and not may_be_absent:
             yield Problem(key, "is not in the recipe: there is nothing to remove", "leave the change out", place)
     elif text[:1] not in ("[", "{", '"', "'"):
         yield from tree.put(key, scalars.Word(text), place)

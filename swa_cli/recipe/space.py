@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from swa_cli.errors import Place, Problem, RecipeError, did_you_mean
-from swa_cli.recipe import explain, load
+from swa_cli.recipe import load
 from swa_cli.recipe.load import Loaded
 from swa_cli.recipe.scalars import Plain, is_null
 from swa_cli.recipe.yaml_document import COMMAND_LINE, in_order
@@ -298,14 +298,10 @@ def _equal_problems(space: Space, recipes: Sequence[Loaded]) -> list[Problem]:
     return list(found.values())
 
 
-def words_of(loaded: Loaded, space: Space, texts: Mapping[str, str]) -> list[str]:
-    """Return the changes of a recipe for the texts of a point: sections first, and no removal of what is not there."""
+def words_of(space: Space, texts: Mapping[str, str]) -> list[str]:
+    """Return the changes of a recipe for the texts of a point: sections first."""
     pairs = sorted([*space.kept(texts), *texts.items()], key=lambda pair: pair[0].count("."))
-    return [
-        f"{key}={text}"
-        for key, text in pairs
-        if not _removes(text) or explain.is_argument(key) or loaded.has(key)  # null is a value of an argument
-    ]
+    return [f"{key}={text}" for key, text in pairs]
 
 
 def check(
@@ -320,7 +316,7 @@ def check(
     recipes = []
     for texts in space.examples():
         try:
-            recipes.append(loaded.with_changes(words_of(loaded, space, texts)))
+            recipes.append(loaded.with_changes(words_of(space, texts)))
             if problems := further(recipes[-1]):
                 raise recipes[-1].locate(problems)
         except RecipeError as error:

@@ -118,13 +118,13 @@ def test_values_that_give_the_same_recipe_are_refused(small: Path, words: list[s
 
 def test_a_removed_section_has_no_keys_and_the_grid_no_duplicates(small: Path) -> None:
     """swa=null against swa.lr: the grid has 1 + 2 points, and each loads as the recipe that it says."""
-    loaded, found, recipes = space.read(small, ["swa.lr=0.01,0.02", "swa=null,{start: 75%}"])
+    _, found, recipes = space.read(small, ["swa.lr=0.01,0.02", "swa=null,{start: 75%}"])
     points = list(found.grid())
     assert len(points) == found.size == 3
     assert {"swa": "null"} in points
     rates = [None if each.recipe.swa is None else each.recipe.swa.lr for each in recipes]
     assert sorted(map(str, rates)) == ["0.01", "0.02", "None"]
-    assert space.words_of(loaded, found, {"swa.lr": "0.01", "swa": "{start: 75%}"}) == [
+    assert space.words_of(found, {"swa.lr": "0.01", "swa": "{start: 75%}"}) == [
         "swa={start: 75%}",
         "swa.lr=0.01",
     ]
@@ -149,8 +149,8 @@ def test_one_value_below_a_section_is_kept(small: Path) -> None:
 
 def test_null_is_a_value_of_an_argument(small: Path) -> None:
     """`null` below model.args, which the recipe does not have: it reaches the network and is no default."""
-    loaded, found, _ = space.read(small, ["model={name: 'nets.own:Net'}", "model.args.momentum=null,0.1"])
-    words = [space.words_of(loaded, found, found.texts(point)) for point in found.grid()]
+    _, found, _ = space.read(small, ["model={name: 'nets.own:Net'}", "model.args.momentum=null,0.1"])
+    words = [space.words_of(found, found.texts(point)) for point in found.grid()]
     assert words == [["model.args.momentum=null"], ["model.args.momentum=0.1"]]
 
 
@@ -163,6 +163,12 @@ def test_seeds_that_hold_out_other_images_are_refused(small: Path) -> None:
     ]
     for word in ("dataset.val_seed=0", "dataset.val=0"):
         assert len(space.read(small, ["seed=0,1", word])[2]) == 2
+
+
+def test_null_removes_what_the_section_of_the_same_point_has(small: Path) -> None:
+    """swa.lr=null below sections of the command line with and without a rate: its rate is gone, or was not there."""
+    recipes = space.read(small, ["swa={start: 75%, lr: 0.1},{start: 50%}", "swa.lr=null,0.3"])[2]
+    assert [each.recipe.swa and each.recipe.swa.lr for each in recipes] == [None, 0.3] * 2
 
 
 def test_null_of_a_section_that_is_not_there_changes_nothing(tmp_path: Path) -> None:
