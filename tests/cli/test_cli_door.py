@@ -93,7 +93,7 @@ def test_cross_checks_show_the_place(swa, recipe: Path) -> None:
         (["train"], "name a recipe"),
         (["train", "nowhere.yaml"], "nowhere.yaml"),
         (["train", "small.yaml", "--resume", "runs/x"], "leave the recipe out"),
-        (["train", "--resume", "runs/nowhere"], "no run to go on with"),
+        (["train", "--resume", "runs/nowhere"], "no such run folder"),
         (["train", "small.yaml", "optimizer.lrr=0.2"], "optimizer.lr"),
         (["train", "small.yaml", "train.batch_size=5000"], "training samples"),
         (["train", "small.yaml", "optimizer.name=SDG"], "SGD"),
