@@ -8,7 +8,6 @@ and the page of `swa report`.
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 import time
@@ -23,7 +22,7 @@ from swa_cli.analysis.snapshot_series import ProfileOption, SnapshotSeries, snap
 from swa_cli.analysis.trials import Trials
 from swa_cli.checkpoint import reader
 from swa_cli.checkpoint.atomic import json_text, write_atomic
-from swa_cli.checkpoint.run_folder import HOW_TO_NAME_A_RUN, RESUMABLE_KEYS, RunFolder
+from swa_cli.checkpoint.run_folder import HOW_TO_NAME_A_RUN, RESUMABLE_KEYS, RunFolder, read_json
 from swa_cli.engine import evaluate, user_code
 from swa_cli.errors import UserError
 from swa_cli.metrics.metric import TaskMetrics
@@ -127,8 +126,9 @@ def read(folder: RunFolder, *, metrics: TaskMetrics) -> list[dict[str, Any]]:
     """
     if not folder.budget.is_file():
         return []
+    hint = "remove it, and run `swa average RUN --at` again"
     try:
-        content = json.loads(folder.budget.read_text())
+        content = read_json(folder.budget, hint=hint)
         if content["format"] != FORMAT:
             raise ValueError("is of another format")
         found = [
@@ -137,11 +137,8 @@ def read(folder: RunFolder, *, metrics: TaskMetrics) -> list[dict[str, Any]]:
         ]
         if not all(each["rows"] for each in found):
             raise ValueError("has a series without rows")
-    except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
-        raise UserError(
-            f"{folder.budget}: is not as swa writes it ({error})",
-            hint="remove it, and run `swa average RUN --at` again",
-        ) from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{folder.budget}: is not as swa writes it ({error})", hint=hint) from error
     return found
 
 

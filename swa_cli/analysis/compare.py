@@ -8,7 +8,6 @@ interval mean ± t(0.975; n-1) sd / sqrt(n), Student (1908). Recipes without com
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from swa_cli.checkpoint.run_folder import read_json
 from swa_cli.errors import UserError
 from swa_cli.metrics.metric import CLASSIFICATION, TaskMetrics
 
@@ -57,15 +57,15 @@ def read_result(
     Raises:
         UserError: It is not as swa writes it.
     """
+    values = read_json(path, hint=hint)
     try:
-        values = json.loads(path.read_text())
         result = Result.model_validate(values)
         _require_scores(result, metrics)
         return values, result
     except ValidationError as error:
         first = error.errors()[0]
         reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
-    except (OSError, ValueError, RecursionError) as error:
+    except ValueError as error:
         reason = str(error)
     raise UserError(f"{path}: is not as swa writes it ({reason})", hint=hint)
 

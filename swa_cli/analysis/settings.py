@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from swa_cli.analysis.compare import Result, read_result
-from swa_cli.checkpoint.run_folder import HOW_TO_NAME_A_RUN, RESUMABLE_KEYS, RunFolder
+from swa_cli.checkpoint.run_folder import HOW_TO_NAME_A_RUN, RESUMABLE_KEYS, RunFolder, read_json
 from swa_cli.errors import UserError
 from swa_cli.metrics.metric import BY_TASK, TaskMetrics, metrics_of, user_task_metrics
 from swa_cli.recipe import load
@@ -266,8 +266,8 @@ def _missing_in(path: Path) -> list[str]:
     is_sweep = folder.sweep.is_file()
     if not (is_sweep or folder.repeat.is_file()):
         return []
-    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # not there yet, or damaged
-        stored = json.loads(folder.result.read_text())
+    with suppress(UserError, KeyError, TypeError, AttributeError):  # not there yet, or damaged
+        stored = read_json(folder.result)
         if is_sweep:
             names = [trial["run"] for trial in stored["trials"] if trial["state"] in RAN]
         else:

@@ -34,6 +34,7 @@ RESUMABLE_KEYS = (
     *("train.device", "train.threads", "train.fsdp", "output.*"),
 )
 LOCKS = ".locks"
+ANOTHER_COPY = "take another copy of the file"
 HOW_TO_NAME_A_RUN = "name the folder of a run: `swa train` makes one in runs/, and its last lines name it"
 
 
@@ -309,30 +310,40 @@ def make_next(root: Path, name: str) -> Path:
             number += 1
 
 
+def read_json(path: Path, *, hint: str = ANOTHER_COPY) -> dict[str, Any]:
+    """Return the object in a JSON file of a run folder.
+
+    Raises:
+        UserError: It cannot be read, or is not as swa writes it.
+    """
+    try:
+        values = json.loads(path.read_text())
+        if not isinstance(values, dict):
+            raise ValueError("it holds no object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: is not as swa writes it ({error})", hint=hint) from error
+    return values
+
+
 def about(record: Path) -> dict[str, Any]:
     """Return the content of a run.json.
 
     Raises:
         UserError: It is not as swa writes it.
     """
-    try:
-        values = json.loads(record.read_text())
-        if not isinstance(values, dict) or not isinstance(values.get("recipe_folder"), str):
-            raise ValueError("it does not say where the recipe lay")
-        if not isinstance(values.get("threads"), int):
-            raise ValueError("it does not say the number of threads")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{record}: is not as swa writes it ({error})", hint="take another copy of the file") from error
+    values = read_json(record)
+    for key, kind, lack in [("recipe_folder", str, "where the recipe lay"), ("threads", int, "the number of threads")]:
+        if not isinstance(values.get(key), kind):
+            raise UserError(f"{record}: is not as swa writes it (it does not say {lack})", hint=ANOTHER_COPY)
     return values
 
 
 def folder_of_launch(launch: str, root: Path, name: str) -> Path | None:
     """Return the run folder `<name>-NNN` that an earlier attempt of this launch has begun, or None."""
     for _, path in reversed(numbered(root, name)):
-        with suppress(OSError, ValueError):  # no run has begun there, or it is another program's folder
+        with suppress(OSError, UserError):  # no run has begun there, or it is another program's folder
             folder = RunFolder(path)
-            values = json.loads(folder.about.read_text())
-            if isinstance(values, dict) and values.get("launch") == launch and folder.has_begun:
+            if read_json(folder.about).get("launch") == launch and folder.has_begun:
                 return path
     return None
 

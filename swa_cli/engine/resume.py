@@ -6,7 +6,6 @@ processes were restarted, continues with what was begun.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 from swa_cli.checkpoint import reader
 from swa_cli.checkpoint.reader import Checkpoint
-from swa_cli.checkpoint.run_folder import RESUMABLE_KEYS, RunFolder, about, folder_of_launch
+from swa_cli.checkpoint.run_folder import RESUMABLE_KEYS, RunFolder, about, folder_of_launch, read_json
 from swa_cli.checkpoint.schema import ENDED_BY
 from swa_cli.engine import failures, keep, pretrained, state, train
 from swa_cli.engine.distributed import World, is_restarted, join_processes, name_of_launch
@@ -201,8 +200,7 @@ def _finished_result(folder: RunFolder, *, extend_to: int | None) -> dict[str, A
         return None
     if extend_to is not None and load.load(folder.recipe).recipe.train.epochs != extend_to:
         return None
-    result: dict[str, Any] = json.loads(folder.result.read_text())
-    return result
+    return read_json(folder.result)
 
 
 def _finished_error(folder: RunFolder, point: Checkpoint | None, recipe: Recipe) -> UserError:

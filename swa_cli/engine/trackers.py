@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from swa_cli import __version__
-from swa_cli.checkpoint.run_folder import RunFolder
+from swa_cli.checkpoint.run_folder import RunFolder, read_json
 from swa_cli.engine.events import EndEvent, EpochEvent, PlanEvent, ResultEvent, Row
 from swa_cli.engine.loggers import final_choice, final_scores
 from swa_cli.errors import EXIT_DONE, EXIT_FAILED, UserError
@@ -260,7 +260,7 @@ TRACKERS: Mapping[str, Callable[..., object]] = {"wandb": WandB, "mlflow": MLflo
 
 def _kept(folder: RunFolder, name: str, make: Callable[[], dict[str, str]]) -> dict[str, str]:
     """Return what loggers.json holds under a name; at first make it, and write it."""
-    known = json.loads(folder.loggers.read_text()) if folder.loggers.is_file() else {}
+    known = read_json(folder.loggers) if folder.loggers.is_file() else {}
     if name not in known:
         known[name] = make()
         folder.write_json(folder.loggers.name, known)
@@ -269,8 +269,8 @@ def _kept(folder: RunFolder, name: str, make: Callable[[], dict[str, str]]) -> d
 
 def _facts(folder: RunFolder) -> dict[str, str]:
     """Return device and precision of the run."""
-    about = json.loads(folder.about.read_text())
-    return {key: str(about[key]) for key in ("device", "precision")}
+    found = read_json(folder.about)
+    return {key: str(found[key]) for key in ("device", "precision")}
 
 
 def _group(folder: RunFolder) -> str | None:
