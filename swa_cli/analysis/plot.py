@@ -89,7 +89,7 @@ def plot(
     target = out or (path if is_run else Path()) / f"{kind}.{form or plots.FORMATS[0]}"
     require_picture(target, form)
     if kind == "sweep":
-        picture = Picture(*sweep_picture.read_picture(path, allow_code=allow_code))
+        picture = Picture(*sweep_picture.read_picture(path, terminal=terminal, allow_code=allow_code))
     elif is_run:
         run = OpenRun(path, overrides, terminal=terminal, samples=request.samples, allow_code=allow_code)
         picture = KINDS[kind](run, request)

@@ -19,6 +19,7 @@ from swa_cli.analysis.run_output import RunOutput
 from swa_cli.analysis.several_runs import making, newest
 from swa_cli.analysis.sweep_end import finish, share_repeats
 from swa_cli.analysis.sweep_study import (
+    HOW_TO_REPLACE,
     JOURNAL,
     Settings,
     SweepStudy,
@@ -32,7 +33,7 @@ from swa_cli.analysis.sweep_study import (
 )
 from swa_cli.analysis.sweep_table import Table
 from swa_cli.analysis.sweep_trials import Sweep, launch, work
-from swa_cli.checkpoint.run_folder import RESUMABLE_KEYS, RunFolder, make_next
+from swa_cli.checkpoint.run_folder import RESUMABLE_KEYS, RunFolder, make_next, read_json
 from swa_cli.engine import failures, train
 from swa_cli.engine.run import problems_with_data
 from swa_cli.engine.user_code import make_importable
@@ -124,8 +125,8 @@ def sweep(
         close_storage(open_storage(Path(), options.url))  # fail before a folder is made
     if folder is None:
         folder = _make(loaded.recipe, settings, options, terminal)
-    name = {} if options.url is None else {"name": _study_name(loaded.recipe, settings)}
-    study = SweepStudy(folder.path, settings, storage=options.url, **name)
+    name = "sweep" if options.url is None else _study_name(loaded.recipe, settings)
+    study = SweepStudy(folder.path, settings, storage=options.url, name=name)
     found = Sweep(loaded, settings, limit, metrics, folder, study, options.timeout_s)
     if options.worker is not None:
         work(found, terminal=terminal, table=None)
@@ -238,14 +239,12 @@ def _difference(folder: RunFolder, settings: Settings, options: Options) -> str 
     Raises:
         UserError: Its sweep.json is not as swa writes it.
     """
-    try:
-        stored = json.loads(folder.sweep.read_text())
-        for key, now in {**settings.values, "storage": options.storage_text}.items():
-            if stored[key] != now:
-                return f"{key} is {json.dumps(stored[key], ensure_ascii=False)} there"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        hint = "move the folder elsewhere"
-        raise UserError(f"{folder.sweep}: is not as swa writes it ({type(error).__name__})", hint=hint) from error
+    stored = read_json(folder.sweep, hint=HOW_TO_REPLACE)
+    for key, now in {**settings.values, "storage": options.storage_text}.items():
+        if key not in stored:
+            raise UserError(f"{folder.sweep}: is not as swa writes it (no {key})", hint=HOW_TO_REPLACE)
+        if stored[key] != now:
+            return f"{key} is {json.dumps(stored[key], ensure_ascii=False)} there"
     return None
 
 

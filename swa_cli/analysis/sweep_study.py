@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1  # of sweep.json
 JOURNAL = "journal.log"
+HOW_TO_REPLACE = "move the folder elsewhere"  # one whose sweep.json is damaged
 DRAWING = "draw"  # the lock of drawing trials, beside one per trial
 ORPHAN_AFTER = timedelta(minutes=1)  # for a trial of a database that nobody has put his name on
 DRAWN_POLL_S = 0.1  # of the points that other machines are drawing
@@ -119,7 +120,13 @@ class Record:
 
 
 def settings_of(stored: Mapping[str, Any], *, epochs: int) -> Settings:
-    """Return the settings of a sweep.json."""
+    """Return the settings of a sweep.json.
+
+    Raises:
+        AttributeError, KeyError, TypeError, ValueError: It is not as swa writes it.
+    """
+    if not isinstance(stored["metric"], str):
+        raise ValueError("a metric without a name")
     parameters = [Parameter(key, domain_of(values), "") for key, values in stored["space"].items()]
     return Settings(
         Space(tuple(parameters)),
@@ -159,9 +166,18 @@ class SweepStudy:
         settings: What the trials depend on.
         storage: The URL of a database; None for the journal in the folder.
         name: Of the study in a database, where it has to be the same on all machines.
+        reads_only: Write nothing; a study that is not there yet has no trials.
     """
 
-    def __init__(self, folder: Path, settings: Settings, *, storage: str | None = None, name: str = "sweep") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        settings: Settings,
+        *,
+        storage: str | None = None,
+        name: str = "sweep",
+        reads_only: bool = False,
+    ) -> None:
         self.folder, self.settings = folder, settings
         self._optuna = optuna = require_optuna()
         self.is_local = storage is None  # else machines share it that may not see each other's folders
@@ -173,15 +189,21 @@ class SweepStudy:
             pruner = optuna.pruners.SuccessiveHalvingPruner(
                 min_resource=settings.min_epochs, reduction_factor=REDUCTION
             )
-        with locks.holding(self._lock_of(DRAWING)):
-            self.study = optuna.create_study(
-                study_name=name,
-                storage=self._storage,
-                sampler=optuna.samplers.RandomSampler(seed=0),  # never asked: see `_draw`
-                pruner=pruner,
-                direction=settings.direction,
-                load_if_exists=True,
-            )
+        sampler = optuna.samplers.RandomSampler(seed=0)  # never asked: see `_draw`
+        if reads_only and name not in optuna.get_all_study_names(self._storage):
+            self.study = optuna.create_study(direction=settings.direction)  # in memory
+        elif reads_only:
+            self.study = optuna.load_study(study_name=name, storage=self._storage, sampler=sampler, pruner=pruner)
+        else:
+            with locks.holding(self._lock_of(DRAWING)):
+                self.study = optuna.create_study(
+                    study_name=name,
+                    storage=self._storage,
+                    sampler=sampler,
+                    pruner=pruner,
+                    direction=settings.direction,
+                    load_if_exists=True,
+                )
 
     def close(self) -> None:
         """Close the connections to a database."""
@@ -436,17 +458,13 @@ def open_storage(folder: Path, url: str | None) -> BaseStorage:
     """Open the journal of a folder, or a database.
 
     Raises:
-        UserError: The database cannot be opened.
+        UserError: The journal is not as swa writes it, or the database cannot be opened.
     """
-    optuna = require_optuna()
+    require_optuna()
     if url is None:
-        # Absolute, and no link: Optuna would wait forever for a link that was left behind and points nowhere here.
-        path = str((folder / JOURNAL).absolute())
-        backend = optuna.storages.journal
-        storage: BaseStorage = optuna.storages.JournalStorage(
-            backend.JournalFileBackend(path, lock_obj=backend.JournalFileOpenLock(path))
-        )
-        return storage
+        from swa_cli.analysis.sweep_journal import open_journal
+
+        return open_journal(folder / JOURNAL)
     from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
 
     try:

@@ -6,7 +6,6 @@ Each trial is quiet: its output goes to the log.txt of its run. An error of a tr
 from __future__ import annotations
 
 import gc
-import json
 import os
 import shlex
 import subprocess
@@ -23,9 +22,19 @@ from swa_cli import signals
 from swa_cli.analysis import plot, sweep_metric
 from swa_cli.analysis.run_output import RunOutput
 from swa_cli.analysis.several_runs import POLL_S, run_or_continue, state_of
-from swa_cli.analysis.sweep_study import COMPLETE, FAILED, PRUNED, Claim, Record, Settings, SweepStudy, folder_of
+from swa_cli.analysis.sweep_study import (
+    COMPLETE,
+    FAILED,
+    HOW_TO_REPLACE,
+    PRUNED,
+    Claim,
+    Record,
+    Settings,
+    SweepStudy,
+    folder_of,
+)
 from swa_cli.analysis.sweep_table import Table
-from swa_cli.checkpoint.run_folder import RunFolder
+from swa_cli.checkpoint.run_folder import RunFolder, read_json
 from swa_cli.data.image_file import num_cores
 from swa_cli.engine.events import Bar, EpochEvent, PlanEvent, Stopped
 from swa_cli.errors import EXIT_FAILED, RecipeError, Terminated, UserError
@@ -70,7 +79,7 @@ class Sweep:
         """What a hint says to a person who wants none of the trials so far."""
         move = f"move {self.folder.display_path} elsewhere"
         if not self.study.is_local:
-            url = shlex.quote(json.loads(self.folder.sweep.read_text())["storage"])
+            url = shlex.quote(read_json(self.folder.sweep, hint=HOW_TO_REPLACE)["storage"])
             words = f"optuna delete-study --study-name {shlex.quote(self.study.study.study_name)} --storage {url}"
             move = f"{move}, and take its trials out of the database: `{words}`"
         return f"{move}; the same command then starts a new one"
@@ -172,7 +181,7 @@ def _run_trial(sweep: Sweep, claim: Claim, *, terminal: Terminal, shown: _Shown)
             run_or_continue(own, folder, state=state, listeners=listeners, looks=looks)
             if own.recipe.output.plots:
                 plot.draw_all(folder.path, terminal=terminal.part(quiet=True))
-        result = json.loads(folder.result.read_text())
+        result = read_json(folder.result)
         value = sweep_metric.final_value(result, sweep.settings.metric, own.recipe, sweep.metrics)
     except Pruned:
         claim.finish(PRUNED)

@@ -119,9 +119,17 @@ class Range:
 
 
 def domain_of(values: Mapping[str, Any]) -> Choices | Range:
-    """Return the domain of an entry of sweep.json."""
+    """Return the domain of an entry of sweep.json.
+
+    Raises:
+        KeyError, TypeError, ValueError: It is none.
+    """
     if "choices" in values:
+        if not values["choices"] or not all(isinstance(text, str) for text in values["choices"]):
+            raise ValueError("choices that are no texts")
         return Choices(tuple(values["choices"]))
+    if not 0 < values["high"] - values["low"] < math.inf:
+        raise ValueError("a range without numbers")
     return Range(values["low"], values["high"], values["unit"], is_log=values["log"], is_whole=values["int"])
 
 

@@ -560,6 +560,91 @@ def test_the_picture_of_a_sweep(swa, whole: Path, tmp_path: Path) -> None:
     assert swa("plot", copy / "trial-000", "sweep").code == 2
 
 
+def contents(folder: Path) -> dict[Path, bytes]:
+    """Every file of a sweep but its picture."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "sweep.png"}
+
+
+@pytest.mark.parametrize(
+    ("kept", "code", "told"), [(100, 0, ""), (80, 0, "trial-003"), (40, 0, "trial-001"), (0, 2, "trial-000")]
+)
+def test_the_picture_of_a_sweep_writes_nothing_else(
+    swa, whole: Path, tmp_path: Path, kept: int, code: int, told: str
+) -> None:
+    """A journal of which some percent are left: the trials that have ended and are not in it are told, and it stays."""
+    copy = tmp_path / "copy"
+    shutil.copytree(whole, copy)
+    journal = (copy / "journal.log").read_bytes()
+    (copy / "journal.log").write_bytes(journal[: len(journal) * kept // 100])
+    before = contents(copy)
+    ended = swa("plot", copy, "sweep", "--json")
+    assert ended.code == code, ended.err
+    assert ("journal.log: lacks" in ended.err, told in ended.err) == (bool(told), True)
+    assert contents(copy) == before
+
+
+@pytest.mark.parametrize("name", ["sweep.json", "result.json"])
+@pytest.mark.parametrize(
+    "text", ["", '{"format": 1', '"x"', "{}", '{"format": 1}', "[" * 3000, '{"trials": -1}', '{"trials": [{}]}']
+)
+def test_a_damaged_file_of_a_sweep_is_named(swa, few: Path, trained: list[str], name: str, text: str) -> None:
+    """sweep.json, and result.json where the trials are in a database: cut, of other content, nested too deeply."""
+    assert swa("sweep", few, "optimizer.lr=0.1,0.2", "-q").code == 0
+    if name == "result.json":
+        (FOLDER / "journal.log").unlink()
+        assert swa("plot", FOLDER, "sweep").code == 0
+    (FOLDER / name).write_text(text)
+    ended = swa("plot", FOLDER, "sweep")
+    assert ended.code == 2
+    assert f"{name}: " in ended.err
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("space", "optimizer.lr", "choices"), -1),
+        (("space", "optimizer.lr", "choices"), []),
+        (("space", "optimizer.lr", "choices"), [1, 2]),
+        (("space", "optimizer.lr"), {"low": "a", "high": "b", "unit": "", "log": False, "int": False}),
+        (("space",), None),
+        (("metric",), 3),
+        (("sampler",), "grid"),
+    ],
+)
+def test_wrong_values_in_sweep_json_are_refused(swa, few: Path, trained: list[str], place, value) -> None:
+    """An entry of sweep.json with a value of another kind: an error that names the file."""
+    assert swa("sweep", few, "optimizer.lr=0.1,0.2", "-q").code == 0
+    stored = read(FOLDER / "sweep.json")
+    inner = stored
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    (FOLDER / "sweep.json").write_text(json.dumps(stored))
+    ended = swa("plot", FOLDER, "sweep")
+    assert ended.code == 2
+    assert "sweep.json: is not as swa writes it" in ended.err
+
+
+def test_a_damaged_journal_is_made_again_from_the_trials(swa, few: Path, trained: list[str], tmp_path: Path) -> None:
+    """A journal with a line of NUL: refused with the cure, which gives the same answer without training again."""
+    words = ("sweep", few, "optimizer.lr=0.1,0.2,0.3", "--json")
+    first, journal = swa(*words).json, FOLDER / "journal.log"
+    lines = journal.read_bytes().split(b"\n")
+    journal.write_bytes(b"\n".join([*lines[:5], b"\0" * 20, *lines[5:]]))
+    for command in (words, ("plot", FOLDER, "sweep")):
+        ended = swa(*command)
+        assert ended.code == 2
+        assert "journal.log: line 6 " in ended.err
+    assert "move it elsewhere" in ended.err
+    journal.rename(tmp_path / "elsewhere")
+    del trained[:]
+    again = swa(*words).json
+    assert [trial | {"seconds": 0} for trial in again["trials"]] == [
+        trial | {"seconds": 0} for trial in first["trials"]
+    ]
+    assert (again["best"], trained) == (first["best"], [])
+
+
 def test_photos_are_looked_at_once(swa, few: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """How often a sweep of two trials and a repeat of two seeds look at what a run reads late, against once each."""
     looked: list[str] = []
@@ -585,6 +670,15 @@ def test_trials_that_lie_elsewhere_are_told(swa, whole: Path, tmp_path: Path) ->
     ended = swa("compare", copy)
     assert ended.code == 2
     assert "holds no folder of trial-000, trial-001, trial-002, trial-003" in ended.err
+
+
+def test_a_sweep_is_compared_without_its_result(swa, whole: Path, tmp_path: Path) -> None:
+    """result.json of a sweep, nested too deeply to be read: the table of its runs is that with a whole one."""
+    copy = tmp_path / "copy"
+    shutil.copytree(whole, copy)
+    table = swa("compare", copy).out
+    (copy / "result.json").write_text("[" * 3000)
+    assert swa("compare", copy).out == table
 
 
 def test_a_sweep_that_other_machines_have_run_names_what_works(swa, few: Path) -> None:
