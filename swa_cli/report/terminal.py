@@ -68,6 +68,7 @@ class Terminal:
         self._log: Console | None = None
         self._unlogged: list[tuple[str, Lines]] = []  # with the time of each
         self._warned: set[str] = set()
+        self._with_bars: list[Console] = []  # that show a bar now, of this terminal and its parts
         self._averages: Sequence[str] = ()
         self._metrics = CLASSIFICATION
         self._header_width = 0
@@ -93,7 +94,7 @@ class Terminal:
         A `quiet` one prints warnings only, each once.
         """
         part = Terminal(quiet=self._quiet or quiet, json=True)
-        part._warned = self._warned
+        part._warned, part._with_bars = self._warned, self._with_bars
         if self.is_mute:
             part.mute()
         return part
@@ -150,9 +151,14 @@ class Terminal:
         if not self._has_bars:
             yield Bar(None)
             return
-        with _live(self._stderr, redirect_stdout=self._stdout.is_terminal) as progress:
-            task = progress.add_task(safe(description, console=self._stderr), total=total, completed=done, state="")
-            yield Bar(progress, task=task, unit=unit)
+        console = self._printing(self._stderr)
+        with _live(console, redirect_stdout=_are_one_terminal(self._stdout, console)) as progress:
+            task = progress.add_task(safe(description, console=console), total=total, completed=done, state="")
+            self._with_bars.append(console)
+            try:
+                yield Bar(progress, task=task, unit=unit)
+            finally:
+                self._with_bars.pop()
 
     def facts(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
         """Print a part of the answer: a title and labeled values."""
@@ -205,17 +211,28 @@ class Terminal:
         self._go_on(error)
 
     def _say(self, lines: Lines, *, always: bool = False, answer: bool = False) -> None:
-        if self.is_mute:
-            pass
-        elif answer:
-            print_lines(lines(self._stdout), console=self._stdout)
-        elif always or not self._quiet:
-            print_lines(lines(self._stderr), console=self._stderr)
+        if not self.is_mute and (answer or always or not self._quiet):
+            console = self._printing(self._stdout if answer else self._stderr)
+            print_lines(lines(console), console=console)
         when = time.strftime("%Y-%m-%d %H:%M:%S")
         if self._log is None:
             self._unlogged.append((when, lines))
         else:
             print_lines(_dated(lines(self._log), when), console=self._log)
+
+    def _printing(self, console: Console) -> Console:
+        """Return the console that prints lines for another one: that of a bar on the same terminal moves the bar."""
+        found = [other for other in self._with_bars[-1:] if _are_one_terminal(console, other)]
+        return found[0] if found else console
+
+
+def _are_one_terminal(*consoles: Console) -> bool:
+    """Return whether consoles print to the same terminal."""
+    try:
+        files = [console.file.fileno() for console in consoles]
+        return all(map(os.isatty, files)) and len({os.fstat(file).st_rdev for file in files}) == 1
+    except (OSError, ValueError):  # no files of the system, or they are closed
+        return False
 
 
 def _dated(lines: Sequence[Text], when: str) -> list[Text]:

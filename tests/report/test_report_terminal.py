@@ -9,9 +9,9 @@ import pty
 import re
 import subprocess
 import sys
-import textwrap
 import time
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import pytest
 from rich.cells import cell_len
@@ -302,30 +302,45 @@ def test_the_verdict_gives_its_figures() -> None:
     assert verdict({"last": HELPED["last"], "swa": without_reference}) == []
 
 
-def on_a_terminal(**environment: str) -> str:
-    """What a pseudo-terminal receives while two epochs run under a live bar."""
-    code = textwrap.dedent(
-        """
-        import time
-        from swa_cli.engine.events import Events
-        from swa_cli.report.terminal import Terminal
-        terminal = Terminal()
-        terminal.epoch_header(["swa"])
-        for epoch in (1, 2):
-            with terminal.progress(f"working {epoch}", 2, unit=128) as bar:
-                bar.advance(loss=0.25)
-                terminal.note("said meanwhile")
-                bar.advance()
-            terminal.epoch_row({"epoch": epoch})
-        with Events([terminal]).loading() as report:
-            report("reading", 1, 2)
-            report("reading", 2, 2)
-        """
-    )
+TWO_EPOCHS = """
+import time
+from swa_cli.engine.events import Events
+from swa_cli.report.terminal import Terminal
+terminal = Terminal()
+terminal.epoch_header(["swa"])
+for epoch in (1, 2):
+    with terminal.progress(f"working {epoch}", 2, unit=128) as bar:
+        bar.advance(loss=0.25)
+        terminal.note("said meanwhile")
+        bar.advance()
+    terminal.epoch_row({"epoch": epoch})
+with Events([terminal]).loading() as report:
+    report("reading", 1, 2)
+    report("reading", 2, 2)
+"""
+ANSWERS = """
+from swa_cli.report.console_text import Column
+from swa_cli.report.terminal import Terminal
+terminal = Terminal()
+with terminal.progress("working", 4) as bar:
+    for number in range(3):
+        bar.advance()
+        terminal.rows([Column("a", "head", 6, rank=0)], [{"a": str(number)}], head=not number)
+        terminal.part(quiet=True).warning(f"in part {number}")
+        print("of user code", number)
+        with terminal.part().progress("within", 2) as inner:
+            inner.advance()
+            terminal.part(quiet=True).warning(f"within {number}")
+terminal.answer("the end")
+"""
+
+
+def on_a_terminal(code: str = TWO_EPOCHS, *, out: IO[str] | None = None, **environment: str) -> str:
+    """What a pseudo-terminal receives while code shows a live bar; `out` is another place for its stdout."""
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-c", code],
-        stdout=theirs,
+        stdout=out or theirs,
         stderr=theirs,
         env={**os.environ, "TERM": "xterm", "COLUMNS": "80"} | environment,
     )
@@ -395,6 +410,34 @@ def test_rows_stand_above_the_bar_and_the_bar_leaves_no_trace() -> None:
         "said meanwhile",
         second,
     ]
+
+
+SAID = (
+    ["head", "0", "1", "2", "the end"],
+    [f"{said}{number}" for number in range(3) for said in ("warning: in part ", "of user code ", "warning: within ")],
+)
+
+
+def test_answers_and_parts_stand_above_the_bar_too() -> None:
+    """Rows of the answer, warnings of a part, and a bar in a bar: the screen at the end has these lines, each alone."""
+    received = on_a_terminal(ANSWERS)
+    assert {"working", "within"} <= set(re.findall(r"working|within", received))
+    said = [line.strip() for line in screen_of(received) if line.strip()]
+    assert sorted(said) == sorted([*SAID[0], *SAID[1]])
+    assert said[:4] == ["head", "0", *SAID[1][:2]]
+
+
+@pytest.mark.parametrize("environment", [{}, {"FORCE_COLOR": "1"}])
+def test_an_answer_that_goes_elsewhere_is_no_line_of_the_terminal(tmp_path: Path, environment: dict[str, str]) -> None:
+    """The same with stdout in a file: it has the answer and what user code prints, and the terminal the warnings."""
+    with open(tmp_path / "out", "w+") as out:
+        received = on_a_terminal(ANSWERS, out=out, **environment)
+        out.seek(0)
+        answer = re.sub(r"\x1b\[\d+m", "", out.read()).splitlines()
+    elsewhere = [line for line in SAID[1] if line.startswith("of user")]
+    assert sorted(map(str.strip, answer)) == sorted([*SAID[0], *elsewhere])
+    said = [line for line in screen_of(received) if line]
+    assert said == [line for line in SAID[1] if line not in elsewhere]
 
 
 def test_no_color_and_dumb_terminals_are_respected() -> None:
