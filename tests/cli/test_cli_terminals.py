@@ -96,6 +96,21 @@ def test_a_kernel_gets_plain_rows(swa, recipe: Path, monkeypatch: pytest.MonkeyP
     assert kernel.out.replace("in-cell/", "in-pipe/") == plain.out
 
 
+def test_predictions_stand_above_the_bar(swa, recipe: Path, tmp_path: Path) -> None:
+    """`swa predict` of photos and a broken one, in batches: the screen at the end has a line for each, and no bar."""
+    assert swa("train", recipe, "-q", "-o", "runs", "train.epochs=1", "swa=null").code == 0
+    (tmp_path / "photos").mkdir()
+    for index in range(6):
+        save_image(torch.full((3, 8, 8), index / 6), tmp_path / f"photos/{index}.png")
+    (tmp_path / "photos/3.png").write_bytes(b"")
+    session = record(tmp_path, ["predict", "runs/small-001", "photos", "--batch-size", "2"], columns=80)
+    assert session.code == 0, session.lines
+    assert b"predicting" in session.raw
+    rows = [line.split()[0] for line in session.lines if "photos/" in line]
+    assert rows == ["photos/0.png", "photos/1.png", "warning:", "photos/2.png", "photos/4.png", "photos/5.png"]
+    assert not any("predicting" in line for line in session.lines)
+
+
 @pytest.mark.parametrize("columns", [80, 40])
 def test_paths_in_any_script(tmp_path: Path, columns: int) -> None:
     """Data and runs under names of wide and of accented letters: the path whole in the title, each row in its place."""
