@@ -1,16 +1,17 @@
 """Read the weight sets in checkpoints of other programs, under the names of the recipe's network.
 
 Keys: one reader per layout says which state dicts are raw weights and which are averages; the first that knows a file
-reads it. Prefixes: a prefix is removed if exactly the network stands behind it, be it that of a wrapper (`module.`,
-`_orig_mod.`, which also stand inside names) or the attribute that was the network (`ema_model.`). BatchNorm's counters
-decide nothing: torch < 0.4.1 had none, and frozen layers drop them.
+reads it. The `n_averaged` of torch's AveragedModel says so too, wherever it stands in a state dict. Prefixes: a prefix
+is removed if exactly the network stands behind it, be it that of a wrapper (`module.`, `_orig_mod.`, which also stand
+inside names) or the attribute that was the network (`ema_model.`). BatchNorm's counters decide nothing: torch < 0.4.1
+had none, and frozen layers drop them.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -48,6 +49,7 @@ PROGRAMS: Mapping[frozenset[str], str] = {  # keys of a training loop -> the pro
 }
 WRAPPERS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 BATCHNORM_COUNTER = "num_batches_tracked"
+AVERAGED_COUNTER = "n_averaged"  # of an AveragedModel, whose weights stand behind `module.` (torch/optim/swa_utils.py)
 AVERAGE = re.compile(r"(?:^|_)(ema|swa)(?:_|$)|(averag)")  # in the name of an attribute
 RAW = re.compile(r"(?:^|_)online(?:_|$)")
 
@@ -97,7 +99,7 @@ def read(content: Mapping[str, Any], path: Path, *, owners: Mapping[str, str]) -
         for layout, reader in READERS.items():
             if found := reader(content):
                 if layout == TRAINING_LOOP:
-                    present = {key for key in content if content[key] is not None}
+                    present = {key for key, value in content.items() if value is not None and value != {}}
                     layout = next((program for keys, program in PROGRAMS.items() if keys <= present), layout)
                 return Foreign(layout, _networks(found, owners), _unread(content, found))
     except ValueError as error:
@@ -170,27 +172,18 @@ def _training_loop(content: Mapping[str, Any]) -> Sets:
     averages = {key: state for key in AVERAGE_KEYS if (state := _average_at(content.get(key))) is not None}
     sets: Sets = {}
     for key in raw:
-        item = _weights(content[key])
-        sets["swa" if item.is_average and not averages else "last" if len(raw) == 1 else key] = item
+        sets["last" if len(raw) == 1 else key] = ForeignWeights(content[key])
     names = [AVERAGE_KEYS[key] for key in averages]
     for (key, state), name in zip(averages.items(), names, strict=True):
-        item = replace(_weights(state), is_average=True)
-        if key == "swa_state_dict" and "swa_n" in content:
-            item = replace(item, count=_count(content, key="swa_n"))
-        sets[name if names.count(name) == 1 else key] = item
+        count = _count(content, key="swa_n") if key == "swa_state_dict" else None
+        sets[name if names.count(name) == 1 else key] = ForeignWeights(state, is_average=True, count=count)
     return sets
 
 
 def _plain(content: Mapping[str, Any]) -> Sets:
-    """`model.state_dict()`, in a .pt or as accelerate and others write it in a .safetensors; or of an AveragedModel.
-
-    (torch/optim/swa_utils.py: `n_averaged` and the weights behind `module.`)
-    """
-    state = {key: value for key, value in content.items() if key != "n_averaged"}
-    if not state or not _is_state(state):
-        return {}
-    item = _weights(content)
-    return {"swa" if item.is_average else "last": item}
+    """`model.state_dict()`, in a .pt or as accelerate and others write it in a .safetensors."""
+    state = {key: value for key, value in content.items() if key != AVERAGED_COUNTER}
+    return {"last": ForeignWeights(like(content, content))} if _is_state(state) else {}
 
 
 READERS: Mapping[str, Callable[[Mapping[str, Any]], Sets]] = {
@@ -203,8 +196,11 @@ READERS: Mapping[str, Callable[[Mapping[str, Any]], Sets]] = {
 
 
 def _is_state(value: Any) -> TypeGuard[State]:
-    return isinstance(value, dict) and all(
-        isinstance(key, str) and isinstance(tensor, Tensor) for key, tensor in value.items()
+    """Return whether a value is a state dict; an empty one, of an average that was never begun, says what None does."""
+    return (
+        isinstance(value, dict)
+        and bool(value)
+        and all(isinstance(key, str) and isinstance(tensor, Tensor) for key, tensor in value.items())
     )
 
 
@@ -214,13 +210,7 @@ def _average_at(value: Any) -> State | None:
     return next((state for state in (value, *inner) if _is_state(state)), None)
 
 
-def _weights(state: Mapping[str, Any]) -> ForeignWeights:
-    """Return a state dict as a weight set: an average if `n_averaged` says that torch's AveragedModel made it."""
-    weights = like(state, {key: value for key, value in state.items() if key != "n_averaged"})
-    return ForeignWeights(weights, is_average="n_averaged" in state, count=_count(state))
-
-
-def _count(values: Mapping[str, Any], *, key: str = "n_averaged") -> int | None:
+def _count(values: Mapping[str, Any], *, key: str = AVERAGED_COUNTER) -> int | None:
     """Return the number of weights in an average, which programs keep as a number or as a tensor."""
     value = values.get(key)
     try:
@@ -240,14 +230,17 @@ def _unread(content: Mapping[str, Any], found: Sets) -> tuple[Place, ...]:
 def _networks(found: Sets, owners: Mapping[str, str]) -> Sets:
     """Return the weight sets under the network's names; several for a state dict that holds the network several times.
 
-    A prefix that says average or raw names the weight set behind it.
+    A prefix that says average or raw names the weight set behind it; an AveragedModel without one is `swa`.
     """
     sets: Sets = {}
     for name, item in found.items():
         parts = _split(item.state_dict, owners)
-        num_raw = sum(_average_in(prefix) is None for prefix in parts)
+        averages = {
+            prefix: _average_in(prefix) or (None if part.count is None else "swa") for prefix, part in parts.items()
+        }
+        num_raw = list(averages.values()).count(None)
         for prefix, part in parts.items():
-            average, own = _average_in(prefix), f"{name}.{prefix.removesuffix('.')}"
+            average, own = averages[prefix], f"{name}.{prefix}".removesuffix(".")
             is_raw = average is None and any(RAW.search(attribute) for attribute in prefix.split("."))
             if average is not None:
                 short = name if item.is_average else average
@@ -255,9 +248,10 @@ def _networks(found: Sets, owners: Mapping[str, str]) -> Sets:
                 short = "last"
             else:
                 short = name if num_raw == 1 or not prefix else own
-            sets[own if short in sets else short] = ForeignWeights(
+            is_taken = short in sets or (short != name and short in found)
+            sets[own if is_taken else short] = ForeignWeights(
                 part.state_dict,
-                is_average=average is not None or part.count is not None or (item.is_average and not is_raw),
+                is_average=average is not None or (item.is_average and not is_raw),
                 count=item.count if part.count is None else part.count,
                 num_left_out=part.num_left_out if owners and len(parts) == 1 else 0,
             )
@@ -274,7 +268,7 @@ def _split(state: State, owners: Mapping[str, str]) -> Sets:
     """Return the networks in a state dict by prefix; if none is complete, the part with most of the network's names."""
     plain = _renamed(state, without_compile)
     if not owners:
-        return _by_attribute(plain)
+        return _by_prefix(plain)
     clean = plain if any("module" in name.split(".") for name in owners) else _renamed(state, _without_wrappers)
     required = {owner for name, owner in owners.items() if not name.endswith(BATCHNORM_COUNTER)}
     for candidate in (plain, clean):  # an attribute of the network may be called `module`
@@ -282,7 +276,7 @@ def _split(state: State, owners: Mapping[str, str]) -> Sets:
         for prefix, num_names in _num_names(candidate, owners).items():
             if num_names < len(required):
                 continue
-            part = _behind(candidate, prefix)
+            part = _behind(candidate, prefix, owners)
             known = {name for name in part.state_dict if name in owners}
             others = [name for name in part.state_dict.keys() - known if not name.endswith(BATCHNORM_COUNTER)]
             if not others and required <= {owners[name] for name in known}:
@@ -291,7 +285,7 @@ def _split(state: State, owners: Mapping[str, str]) -> Sets:
             return networks
     sizes = _num_names(plain, owners)
     closest = max(sizes, key=lambda prefix: (sizes[prefix], -len(prefix)), default="")
-    return {closest: _behind(plain if sizes else clean, closest)}
+    return {closest: _behind(plain if sizes else clean, closest, owners)}
 
 
 def _num_names(state: State, owners: Mapping[str, str]) -> Counter[str]:
@@ -300,26 +294,46 @@ def _num_names(state: State, owners: Mapping[str, str]) -> Counter[str]:
     return Counter(key[:start] for key, start in starts if key[start:] in owners)
 
 
-def _behind(state: State, prefix: str) -> ForeignWeights:
-    """Return the tensors behind a prefix, with their layers' versions and the `n_averaged` of an AveragedModel."""
-    tensors = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+def _behind(state: State, prefix: str, owners: Mapping[str, str]) -> ForeignWeights:
+    """Return the tensors behind a prefix, with their layers' versions and the count of an AveragedModel around them."""
+    starts = (start for start in _outside(prefix) if start != prefix or AVERAGED_COUNTER not in owners)
+    counter = next((key for start in starts if (key := f"{start}{AVERAGED_COUNTER}") in state), None)
+    tensors = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix) and key != counter}
     versions = {
         f"{key}."[len(prefix) :].removesuffix("."): value
         for key, value in _versions(state)
         if f"{key}.".startswith(prefix)
     }
-    counters = (f"{prefix}n_averaged", f"{prefix.removesuffix('module.')}n_averaged")
-    count = next((_count(state, key=key) for key in counters if key in state), None)
-    return ForeignWeights(with_metadata(tensors, versions or None), False, count, len(state) - len(tensors))
+    num_left_out = len(state) - len(tensors) - (counter is not None)
+    count = None if counter is None else _count(state, key=counter)
+    return ForeignWeights(with_metadata(tensors, versions or None), False, count, num_left_out)
 
 
-def _by_attribute(state: State) -> Sets:
-    """Split an unknown network by prefix: attributes whose names say average or raw, and the rest."""
-    attributes = sorted({key.partition(".")[0] for key in state if "." in key})
-    parts = {f"{name}.": _behind(state, f"{name}.") for name in attributes if AVERAGE.search(name) or RAW.search(name)}
-    rest = {key: value for key, value in state.items() if f"{key.partition('.')[0]}." not in parts}
-    is_network = not parts or any("." in key for key in rest)  # otherwise the rest are counters
-    return {**({"": ForeignWeights(rest)} if is_network else {}), **parts}
+def _outside(prefix: str) -> Iterator[str]:
+    """Iterate over a prefix and those around it: `a.b.`, `a.`, nothing."""
+    yield prefix
+    while prefix:
+        prefix = prefix[: prefix.rfind(".", 0, -1) + 1]
+        yield prefix
+
+
+def _by_prefix(state: State) -> Sets:
+    """Split an unknown network: AveragedModels, attributes whose names say average or raw, and the rest."""
+    modules = {key[: found.end()] for key in state for found in re.finditer(r"(?<![^.])module\.", key)}
+    starts = [key.removesuffix(AVERAGED_COUNTER) for key in state if f".{key}".endswith(f".{AVERAGED_COUNTER}")]
+    averaged = [f"{start}module." for start in starts if f"{start}module." in modules]
+    names = sorted({key.partition(".")[0] for key in state if "." in key})
+    named = [f"{name}." for name in names if AVERAGE.search(name) or RAW.search(name)]
+    inside = {prefix[: prefix.index(".") + 1] for prefix in averaged}
+    prefixes = [*averaged, *(prefix for prefix in named if prefix not in inside)]
+    parts = {prefix: _behind(state, prefix, {}) for prefix in prefixes}
+    counters = {f"{prefix.removesuffix('module.')}{AVERAGED_COUNTER}" for prefix in averaged}
+    rest = _behind({key: value for key, value in state.items() if key not in counters}, "", {})
+    taken = (*parts, *named)
+    others = {key: value for key, value in rest.state_dict.items() if not key.startswith(taken)}
+    if parts and not any("." in key for key in others):  # they are counters
+        return parts
+    return {"": replace(rest, state_dict=others), **parts}
 
 
 def _without_wrappers(name: str) -> str:

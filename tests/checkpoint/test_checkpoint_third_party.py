@@ -66,6 +66,34 @@ LAYOUTS: dict[str, tuple[Callable[[], Any], dict[str, tuple[int, str, int | None
     "net": (lambda: {"net": weights(), "acc": 90.0, "epoch": 3}, {"last": (0, "running", None)}),
     "averaged model": (averaged_model, {"swa": (1, "stale", 1)}),
     "averaged model inside": (lambda: {"model": averaged_model()}, {"swa": (1, "stale", 1)}),
+    "averaged model behind DistributedDataParallel": (
+        lambda: prefixed("module.", averaged_model()),
+        {"swa": (1, "stale", 1)},
+    ),
+    "averaged model behind DistributedDataParallel inside": (
+        lambda: {"model": prefixed("module.", averaged_model())},
+        {"swa": (1, "stale", 1)},
+    ),
+    "averaged model in a module": (
+        lambda: {**LIGHTNING, "state_dict": prefixed("model.", averaged_model()) | {"loss.weight": torch.ones(2)}},
+        {"swa": (1, "stale", 1)},
+    ),
+    "averaged model of a module, beside its network": (
+        lambda: {
+            **LIGHTNING,
+            "state_dict": prefixed("net.", weights())
+            | {"copy.n_averaged": torch.tensor(3), **prefixed("copy.module.net.", weights(1))},
+        },
+        {"last": (0, "running", None), "swa": (1, "stale", 3)},
+    ),
+    "two averaged models": (
+        lambda: {"model": averaged_model(), "model_ema": averaged_model()},
+        {"swa": (1, "stale", 1), "ema": (1, "stale", 1)},
+    ),
+    "no average yet": (
+        lambda: {"state_dict": weights(), "state_dict_ema": {}},
+        {"last": (0, "running", None)},
+    ),
     "timgaripov": (
         lambda: {"epoch": 3, "state_dict": weights(), "swa_state_dict": weights(1), "swa_n": torch.tensor(4)},
         {"last": (0, "running", None), "swa": (1, "stale", 4)},
@@ -214,6 +242,38 @@ def test_each_layout_holds_the_weights_that_went_in(tmp_path: Path, layout: str)
     }
     for name, (seed, _, _) in expected.items():
         assert same(found[name].state_dict, weights(seed)), name
+
+
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if "averaged model" in name])
+def test_a_counter_of_an_averaged_model_is_no_tensor_of_an_unknown_network(tmp_path: Path, layout: str) -> None:
+    """Without a recipe: the same names and counts as with one, and as many tensors of the average as went in."""
+    content, expected = LAYOUTS[layout]
+    found = {
+        name: item for name, item in third_party.read(content(), tmp_path, owners={}).sets.items() if name != "last"
+    }
+    assert {name: item.count for name, item in found.items()} == {
+        name: count for name, (_, _, count) in expected.items() if name != "last"
+    }
+    assert {len(item.state_dict) for item in found.values()} == {len(weights())}
+
+
+def test_what_is_left_out_does_not_count_the_counter_of_an_average(tmp_path: Path) -> None:
+    """A loss beside an averaged model: one tensor is left out, of two that are none of the network's."""
+    content = prefixed("model.", averaged_model()) | {"loss.weight": torch.ones(2)}
+    owners = read_tensors(network()).owners
+    assert third_party.read(content, tmp_path, owners=owners).sets["swa"].num_left_out == 1
+
+
+def test_an_own_buffer_called_as_the_counter_stays(tmp_path: Path) -> None:
+    """A network with a buffer `n_averaged` against its weights, alone and as an averaged model."""
+    model = network()
+    model.register_buffer("n_averaged", torch.tensor(7))
+    averaged = torch.optim.swa_utils.AveragedModel(model).state_dict()
+    for content, name in ((model.state_dict(), "last"), (averaged, "swa")):
+        torch.save(content, tmp_path / "a.pt")
+        found = read(tmp_path / "a.pt", model)
+        assert list(found) == [name]
+        assert same(found[name].state_dict, model.state_dict())
 
 
 PREFIXES = ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "model.", "a.b.c."]

@@ -173,7 +173,7 @@ LAYOUTS = [
     ),
     layout("prefix-escapes", lambda state: {"model": behind(f"{ESC}.", {**state, "x": torch.ones(1)})}, "1 unexpected"),
     layout("long-names", other_names(1000), "tensors missing"),
-    layout("empty-state", lambda _: {"state_dict": {}}, "tensors missing"),
-    layout("empty-model", lambda _: {"model": {}, "model_ema": {}}, "ema has stale"),
+    layout("empty-state", lambda _: {"state_dict": {}}, "no weights found among its keys"),
+    layout("empty-model", lambda _: {"model": {}, "model_ema": {}}, "no weights found among its keys"),
     layout("text-in-state", lambda state: lightning({**state, "x": ESC}), "no weights found among its keys"),
 ]
