@@ -2,18 +2,20 @@
 
 Weights are those that torchvision or timm publish, or those of a file, which is read as untrusted input. What does not
 fit may only be a head of other classes, or a first convolution of other channels. The inputs that the weights expect
-fill in what the recipe leaves out, so a run records them as if they had been written.
+fill in what the recipe leaves out, so a run records them as if they had been written; so do constructor arguments that
+say how the network takes its inputs, which no weights show.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from swa_cli.averaging.model_state import cloned, like
@@ -26,9 +28,9 @@ from swa_cli.data.sources import PerChannel
 from swa_cli.engine.network import InitialWeights, checksum
 from swa_cli.errors import Problem, RecipeError, UserError
 from swa_cli.models import pretrained
-from swa_cli.models.pretrained import Published
+from swa_cli.models.pretrained import UNTRANSFORMED, Published
 from swa_cli.recipe.image_sizes import evaluation_size
-from swa_cli.recipe.schema import Recipe
+from swa_cli.recipe.schema import Model, Recipe
 from swa_cli.recipe.schema.dataset import ImageSize
 from swa_cli.recipe.values import Duration
 from swa_cli.units import size_text
@@ -38,7 +40,10 @@ if TYPE_CHECKING:
 
 KEY = "model.pretrained"
 MAX_HEADS = 3  # a head, one of distillation, an auxiliary one
-INPUT_KEYS = ("dataset.image_size*", "dataset.interpolation", "eval.crop", "eval.resize")  # what `with_inputs` fills in
+INPUT_KEYS = (  # what `with_inputs` fills in
+    *("dataset.image_size*", "dataset.interpolation", "eval.crop", "eval.resize"),
+    *("model.args.transform_input", "model.args.image_size"),
+)
 COUNTER = "num_batches_tracked"
 Purpose = Literal["plan", "dry run", "train"]  # of a run: only `train` may write and download
 
@@ -59,6 +64,7 @@ class Pretrained:
 
     name: str
     inputs: Inputs
+    args: Mapping[str, Any]  # constructor arguments that they need
     published: Published | None = None
     checkpoint: Checkpoint | None = None
     warnings: tuple[str, ...] = ()
@@ -75,23 +81,24 @@ def find(recipe: Recipe) -> Pretrained:
     try:
         if not model.is_published:
             checkpoint = _read(recipe)
-            return Pretrained(str(model.pretrained), _inputs_of_file(checkpoint), checkpoint=checkpoint)
+            inputs, args = _inputs_of_file(checkpoint), _args_of_file(checkpoint, model.name)
+            return Pretrained(str(model.pretrained), inputs, args, checkpoint=checkpoint)
         found = pretrained.find(model.name, model.pretrained)
     except UserError as error:
         raise _located(error) from error
     constants = (found.mean, found.std)
     if found.size is None:
-        return Pretrained(found.name, Inputs(constants=constants), published=found)
+        return Pretrained(found.name, Inputs(constants=constants), found.args, published=found)
     inputs = Inputs(found.size, found.resize, found.interpolation, constants)
     is_told = found.note and recipe.eval.crop is None
     warning = f"{KEY}: {recipe.model.name} shows {found.name} {found.note}"
-    return Pretrained(found.name, inputs, published=found, warnings=(warning,) if is_told else ())
+    return Pretrained(found.name, inputs, found.args, published=found, warnings=(warning,) if is_told else ())
 
 
 def with_inputs(recipe: Recipe, found: Pretrained) -> Recipe:
-    """Return a recipe with the name of its pretrained weights and the images they expect, where it leaves them out.
+    """Return a recipe with the name of its pretrained weights, and the images and arguments that they expect.
 
-    A recipe that is resolved already does not change.
+    Values that the recipe has stay, so one that is resolved already does not change.
     """
     model, dataset, evaluation, inputs = recipe.model, recipe.dataset, recipe.eval, found.inputs
     shown: dict[str, Any] = {}
@@ -112,7 +119,7 @@ def with_inputs(recipe: Recipe, found: Pretrained) -> Recipe:
     if dataset.interpolation is None and inputs.interpolation is not None:
         shown["interpolation"] = inputs.interpolation
     update = {
-        "model": model.model_copy(update={"pretrained": found.name}),
+        "model": model.model_copy(update={"pretrained": found.name, "args": {**found.args, **model.args}}),
         "dataset": dataset.model_copy(update=shown),
         "eval": evaluation,
     }
@@ -188,6 +195,8 @@ def _usual_constants(recipe: Recipe) -> dict[str, str]:
         usual = pretrained.find(recipe.model.name, True) if recipe.model.is_of_library else None
     except UserError:  # the library publishes none
         usual = None
+    if usual is not None and usual.args.get("transform_input") and not recipe.model.args.get("transform_input"):
+        usual = replace(usual, mean=UNTRANSFORMED, std=UNTRANSFORMED)
     if usual is None or (usual.mean, usual.std) == (IMAGENET_MEAN, IMAGENET_STD):
         return {"mean": "imagenet", "std": "imagenet"}
     return {key: f"[{','.join(f'{value:g}' for value in getattr(usual, key))}]" for key in ("mean", "std")}
@@ -225,6 +234,43 @@ def _inputs_of_file(checkpoint: Checkpoint) -> Inputs:
     if not isinstance(dataset, dict) or dataset.get("image_size") is None or len(stored["size"]) != 2:
         return Inputs(constants=known)
     return Inputs((stored["size"][0], stored["size"][1]), stored.get("resize"), stored.get("interpolation"), known)
+
+
+def problems_of_args(checkpoint: Checkpoint, recipe: Recipe) -> list[Problem]:
+    """Return the problems of `train.init`, which leaves the arguments of the network to the recipe.
+
+    Only flags are looked at: of other arguments the shapes of the weights tell.
+    """
+    given, model = _args_of_file(checkpoint, recipe.model.name), recipe.model
+    lacking = [key for key, value in given.items() if value is True and key not in model.args]
+    return [
+        Problem(
+            "train.init",
+            f"{checkpoint.path} was trained with model.args.{key}=true, and other inputs mean nothing to its weights",
+            f"write model.args.{key}=true",
+        )
+        for key in lacking
+    ]
+
+
+def _args_of_file(checkpoint: Checkpoint, network: str) -> dict[str, Any]:
+    """Return the arguments that a run gave to `network`, of those that published weights of it need for their inputs.
+
+    Images of other channels are never transformed, see `build_model`.
+    """
+    origin = checkpoint.trained_on
+    if origin is None or origin["input"]["channels"] != 3:
+        return {}
+    try:
+        model = Model.model_validate(origin["recipe"].get("model"))
+        if model.name != network or not model.is_of_library:
+            return {}
+        weights = model.pretrained if model.is_published and model.pretrained else True
+        needed = pretrained.find(network, weights).args
+    except (ValidationError, UserError):  # the recipe is no longer valid, or the library publishes none
+        return {}
+    given = {**(needed if model.is_published else {}), **model.args}
+    return {key: value for key, value in given.items() if key in needed}
 
 
 def _read(recipe: Recipe) -> Checkpoint:

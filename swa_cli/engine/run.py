@@ -33,7 +33,7 @@ from swa_cli.engine.failures import Interrupt
 from swa_cli.engine.fsdp import UNSHARDED, Sharding
 from swa_cli.engine.keep import Kept
 from swa_cli.engine.network import InitialWeights, Replica, load_initial, names_to_freeze, read_initial
-from swa_cli.engine.pretrained import Purpose, load_pretrained
+from swa_cli.engine.pretrained import Purpose, load_pretrained, problems_of_args
 from swa_cli.errors import Problem, RecipeError, UserError
 from swa_cli.metrics.tasks import SampleScores
 from swa_cli.models import build_model
@@ -210,7 +210,7 @@ def _build_run(
     warm = None
     if settings.init is not None and point is None:  # a resumed run starts from its resume point
         warm, unreadable = read_initial(settings.init)
-        problems += unreadable
+        problems += unreadable if warm is None else problems_of_args(warm, loaded.recipe)
     if world.is_rank0:
         events, unusable = _with_loggers(events, loaded.recipe)
         problems += unusable

@@ -218,9 +218,9 @@ def _from_torchvision(
     _refuse_pretrained(args)
     fresh = {"weights_backbone": None} if known[name] == "segmentation" else {}
     needed = {} if published is None else pretrained.find(f"torchvision:{name}", published).args
-    if in_channels != 3:  # for weights of GoogLeNet and Inception it indexes red, green and blue
-        needed = {key: value for key, value in needed.items() if key != "transform_input"}
     args = {**TORCHVISION_DEFAULTS.get(name, {}), **fresh, **needed, **args}
+    if in_channels != 3 and "transform_input" in args:  # of GoogLeNet and Inception: it indexes red, green and blue
+        args["transform_input"] = False
     with _explaining_args(f"torchvision:{name}", see=f"{home}.{name}"):
         model: nn.Module = models.get_model(name, weights=None, num_classes=num_classes, **args)
     if in_channels != 3:

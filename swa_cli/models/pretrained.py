@@ -33,6 +33,7 @@ WITH_AUXILIARY: Mapping[str, Mapping[str, Any]] = {
     },
     "deeplabv3_mobilenet_v3_large": {"aux_loss": True},
 }
+UNTRANSFORMED = (0.5, 0.5, 0.5)  # mean and std of the inputs that `transform_input` of GoogLeNet and Inception makes
 HUB = "https://huggingface.co/"
 Progress = Callable[[int], None]  # bytes of the download so far
 

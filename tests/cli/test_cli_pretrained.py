@@ -12,12 +12,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision import models as torchvision_models
 
 from conftest import load
 from equal_runs import assert_equal_runs, content
 from published import in_cache
 from swa_cli.checkpoint import reader
+from swa_cli.engine.network import build_network
+from swa_cli.engine.pretrained import find, problems_of_args, with_inputs
 from swa_cli.models.build_model import build
+from swa_cli.recipe.load import load as load_recipe
 
 RECIPE = """\
 name: probe
@@ -490,9 +494,45 @@ def test_a_file_of_swa_brings_the_inputs_it_was_trained_on(swa, photos: Path, tm
     assert f"mean 0.1 0.2 0.3 and std 0.4 0.5 0.6 of {file}".replace(" ", "") in "".join(ended.err.split())
 
 
+def test_the_scale_of_inputs_that_googlenet_needs_stays_with_its_weights(
+    swa, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`transform_input` of published weights: recorded, taken over from a file of the run, and asked for by train.init.
+
+    Also from a file whose recipe does not record it, and never against the recipe.
+    """
+    state = torchvision_models.get_model("googlenet", num_classes=1000, init_weights=False).state_dict()
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
+    (tmp_path / "hub/checkpoints").mkdir(parents=True)
+    torch.save(state, tmp_path / "hub/checkpoints/googlenet-1378be20.pth")
+    words = ["model.name=torchvision:googlenet", 'model.freeze=["*", "!fc.*"]', "swa=null", "dataset.image_size=32"]
+    assert swa("train", photos, *words, "-q").code == 0
+    file, earlier = tmp_path / "runs/tuned-001/checkpoints/last.pt", tmp_path / "earlier.pt"
+    found = load(file)
+    assert found["recipe"]["model"]["args"] == {"transform_input": True}
+    found["recipe"]["model"]["args"] = {}
+    torch.save(found, earlier)
+    for other in (file, earlier):
+        for own, expected in (([], True), (["model.args.transform_input=false"], False)):
+            recipe = load_recipe(photos, [*words, *own, f"model.pretrained={other}"]).recipe
+            recipe = with_inputs(recipe, find(recipe))
+            assert recipe.model.args == {"transform_input": expected}
+            with torch.device("meta"):
+                network = build_network(recipe, num_classes=2, in_channels=3, families=("classification",))
+            assert network.transform_input is expected
+    init = [*words, "model.pretrained=null", f"train.init={file}"]
+    refused = swa("train", photos, *init, "--dry-run")
+    assert refused.code == 2
+    assert "error: train.init: " in refused.err
+    assert "write model.args.transform_input=true" in refused.err
+    written = load_recipe(photos, [*init, "model.args.transform_input=true"]).recipe
+    assert not problems_of_args(reader.read(file), written)
+
+
 @pytest.mark.parametrize(
     ("name", "written"),
     [
+        ("torchvision:googlenet", "dataset.mean=[0.5,0.5,0.5] dataset.std=[0.5,0.5,0.5]"),
         ("timm:test_convnext", "dataset.mean=[0.5,0.5,0.5] dataset.std=[0.5,0.5,0.5]"),
         ("torchvision:shufflenet_v2_x0_5", "dataset.mean=imagenet dataset.std=imagenet"),
     ],
