@@ -22,7 +22,7 @@ from swa_cli import units
 from swa_cli.averaging.model_state import read as read_tensors
 from swa_cli.checkpoint import locks, reader, third_party
 from swa_cli.checkpoint.reader import Checkpoint, WeightSet
-from swa_cli.checkpoint.run_folder import HOW_TO_NAME_A_RUN, RESUMABLE_KEYS, RunFolder
+from swa_cli.checkpoint.run_folder import RESUMABLE_KEYS, RunFolder, how_to_name
 from swa_cli.data.randomness import preserve_global_rng
 from swa_cli.engine import failures, swap, user_code
 from swa_cli.engine.context import Context, build_context
@@ -298,7 +298,7 @@ def resume_point(folder: RunFolder) -> Checkpoint:
     if not folder.resume_points:
         reason = "has no checkpoints/last.pt: it is not a run folder, or its run has saved nothing yet"
         raise UserError(
-            f"{folder.path}: {reason if folder.path.exists() else 'no such run folder'}", hint=HOW_TO_NAME_A_RUN
+            f"{folder.path}: {reason if folder.path.exists() else 'no such run folder'}", hint=how_to_name(folder.path)
         )
     return reader.read_resume_point(folder.resume_points[0])
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from swa_cli.analysis import open
 from swa_cli.averaging import model_state, soup
 from swa_cli.averaging.profiles import Profile
-from swa_cli.checkpoint import loading, reader
+from swa_cli.checkpoint import loading, other_formats, reader
 from swa_cli.checkpoint.reader import Checkpoint
 from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.engine.context import Context
@@ -103,7 +103,7 @@ def snapshots_of(path: Path) -> list[Path]:
     if not found:
         raise UserError(
             f"{path}: is neither a regular file nor a run folder with snapshots/*.pt",
-            hint="train with snapshots={every: 1ep}, or name files",
+            hint=other_formats.of_folder(path) or "train with snapshots={every: 1ep}, or name files",
         )
     return found
 

@@ -24,7 +24,7 @@ from swa_cli.averaging.kinds import OWNERS
 from swa_cli.averaging.model_state import like
 from swa_cli.averaging.model_state import read as read_tensors
 from swa_cli.averaging.swag import Posterior, variance_of
-from swa_cli.checkpoint import safe_load, schema, third_party
+from swa_cli.checkpoint import other_formats, safe_load, schema, third_party
 from swa_cli.checkpoint.atomic import write_atomic
 from swa_cli.errors import UserError
 from swa_cli.recipe.kinds import KINDS, arguments
@@ -103,8 +103,10 @@ def read(path: Path) -> Checkpoint:
     """
     if not path.is_file():
         reason = "is no regular file" if os.path.lexists(path) else "no such checkpoint"
+        hint = other_formats.of_folder(path) if path.is_dir() else None
         raise UserError(
-            f"{path}: {reason}", hint="name a .pt file, such as checkpoints/swa.pt of a run, or the folder of a run"
+            f"{path}: {reason}",
+            hint=hint or "name a .pt file, such as checkpoints/swa.pt of a run, or the folder of a run",
         )
     if path.name.endswith(".safetensors.index.json"):
         content = safe_load.read_shards(path)
@@ -114,9 +116,11 @@ def read(path: Path) -> Checkpoint:
     else:
         content = safe_load.read_archive(path)
     if not isinstance(content, dict):
-        raise UserError(
-            f"{path}: holds a {type(content).__name__} and no weights", hint="save a state_dict, not a model"
-        )
+        hint = "save a state_dict, or {'state_dict': ...}"
+        if places := safe_load.find_in_list(content):
+            command = safe_load.extract_command(path, places[:1])
+            hint = f"write the one you mean to a file of its own, such as the first{command}"
+        raise UserError(f"{path}: holds a {type(content).__name__}, and what is read is a dict", hint=hint)
     return Checkpoint(path, content, schema.kind_of(content, source=str(path)))
 
 

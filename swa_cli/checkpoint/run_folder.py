@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from swa_cli import temporary
-from swa_cli.checkpoint import locks
+from swa_cli.checkpoint import locks, other_formats
 from swa_cli.checkpoint.atomic import json_text, write_atomic
 from swa_cli.errors import UserError
 from swa_cli.metrics.metric import TaskMetrics
@@ -36,6 +36,11 @@ RESUMABLE_KEYS = (
 LOCKS = ".locks"
 ANOTHER_COPY = "take another copy of the file"
 HOW_TO_NAME_A_RUN = "name the folder of a run: `swa train` makes one in runs/, and its last lines name it"
+
+
+def how_to_name(path: Path) -> str:
+    """Return the hint for a path that is no run folder; a folder of another program may hold weights."""
+    return other_formats.of_folder(path) or HOW_TO_NAME_A_RUN
 
 
 class RunFolder:
@@ -90,7 +95,7 @@ class RunFolder:
         folder = cls(path.resolve(), writes=writes)
         if not folder.has_begun:
             reason = "holds neither checkpoints/last.pt nor recipe.yaml: there is no run to go on with"
-            raise UserError(f"{path}: {reason if path.exists() else 'no such run folder'}", hint=HOW_TO_NAME_A_RUN)
+            raise UserError(f"{path}: {reason if path.exists() else 'no such run folder'}", hint=how_to_name(path))
         if folder.repeat.is_file():
             raise UserError(
                 f"{path}: is the folder of a repeat, not of a run",

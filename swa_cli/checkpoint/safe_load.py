@@ -12,12 +12,11 @@ from __future__ import annotations
 import json
 import pickle
 import re
-import shlex
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from operator import getitem
 from pathlib import Path
@@ -28,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from swa_cli.averaging.model_state import place_of, with_metadata
+from swa_cli.checkpoint import other_formats
 from swa_cli.errors import UserError
 from swa_cli.units import some_of
 
@@ -37,6 +37,7 @@ MAX_DEPTH = 50
 MAX_OVERLAP = 8  # how many times different tensors may cover the bytes of a file; a shared weight is one tensor
 VERSIONS_KEY = "state_dict_metadata"  # in the metadata of a safetensors file: that of the state dict, as JSON
 MAX_KEYS = 3  # in front of a state dict
+MAX_EXAMPLES = 10  # values of a list that are looked at
 UNSUPPORTED = re.compile(r"nsupported (?:class|GLOBAL|global: GLOBAL) ([\w.]+)")  # in torch's error messages
 ZIP_START, PICKLE_START = b"PK\x03\x04", b"\x80"  # of what torch.save writes: since torch 1.6, and before
 _NUM_LEGACY_PICKLES = 3  # before the content in files of torch < 1.6: magic number, protocol, machine
@@ -50,7 +51,7 @@ class DamagedError(UserError):
 class Place:
     """The keys that lead to a state dict, or to a whole network."""
 
-    keys: tuple[str, ...]
+    keys: tuple[str | int, ...]
     num_tensors: int
     is_network: bool = False
 
@@ -175,6 +176,14 @@ def find_weights(content: object) -> list[Place]:
     return sorted(_find(content, ()), key=lambda place: -place.num_tensors)
 
 
+def find_in_list(content: object) -> list[Place]:
+    """Find the networks, and the dicts that hold only tensors, in the values of a list or tuple, in its order."""
+    values = content[:MAX_EXAMPLES] if isinstance(content, list | tuple) else ()
+    return [
+        replace(place, keys=(index, *place.keys)) for index, value in enumerate(values) for place in find_weights(value)
+    ]
+
+
 def extract_command(path: Path, places: Sequence[Place]) -> str:
     """Return how to write weights of a file to one of their own: a shell command for each place.
 
@@ -184,30 +193,20 @@ def extract_command(path: Path, places: Sequence[Place]) -> str:
         torch.load(path, weights_only=True, mmap=zipfile.is_zipfile(path), map_location="cpu")
         trust, loader = "", "weights_only=True"
     except Exception:  # at objects, torch raises what pickle does
-        trust, loader = " where you trust who wrote it, since this runs its code", "weights_only=False"
+        trust, loader = other_formats.TRUST, "weights_only=False"
     commands = []
     for place in places:
         load = f"torch.load({str(path)!r}, map_location='cpu', {loader}){place.expression}"
         code = f"import torch; torch.save({load}, 'weights.pt')"
-        commands.append(_python(code))
+        commands.append(other_formats.run(code))
     return f"{trust}: {' or '.join(commands)}"
-
-
-def _python(code: str) -> str:
-    """Return the shell command that runs a line of Python."""
-    is_plain = not any(character in code for character in '"$`\\!')
-    return f'python -c "{code}"' if is_plain else f"python -c {shlex.quote(code)}"
 
 
 def _verify(path: Path) -> None:
     """Verify the checksum of every part, and that none is compressed and so larger in memory than in the file."""
     with zipfile.ZipFile(path) as archive:
-        if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-            code = f"import torch; torch.save(torch.jit.load({str(path)!r}, 'cpu').state_dict(), 'weights.pt')"
-            raise DamagedError(
-                f"{path}: is a TorchScript network, which is code beside its weights",
-                hint=f"take its weights out where you trust who wrote it, since this runs its code: {_python(code)}",
-            )
+        if other := other_formats.of_archive(archive.namelist(), path):
+            raise DamagedError(f"{path}: {other[0]}", hint=other[1])
         for part in archive.infolist():
             if part.compress_type != zipfile.ZIP_STORED or part.file_size != part.compress_size:
                 raise DamagedError(

@@ -6,6 +6,7 @@ import contextlib
 import json
 import subprocess
 import sys
+import zipfile
 from argparse import Namespace
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
@@ -506,6 +507,41 @@ def test_a_torchscript_network(tmp_path: Path) -> None:
         reader.read(tmp_path / "a.pt")
     assert caught.value.hint is not None
     assert torch.equal(pasted(caught.value.hint, tmp_path)["last"].state_dict["weight"], model.weight)
+
+
+@pytest.mark.parametrize("save", [numpy.savez, numpy.savez_compressed])
+def test_an_archive_of_numpy(tmp_path: Path, save: Callable[..., None]) -> None:
+    """numpy.savez of a state dict: the line in the message makes a file that is read."""
+    save(tmp_path / "a.npz", **{key: value.numpy() for key, value in weights().items()})
+    with pytest.raises(UserError, match="NumPy") as caught:
+        reader.read(tmp_path / "a.npz")
+    assert same(pasted(caught.value.hint, tmp_path)["last"].state_dict, weights())
+
+
+@pytest.mark.parametrize(
+    ("names", "kind", "code"),
+    [
+        (["config.json", "model.weights.h5"], "Keras", ""),
+        (["m/data/weights/weight_0", "m/models/model.json", "m/archive_format"], r"torch\.export", "torch.export.load"),
+        (["word/document.xml"], "zip archive", ""),
+    ],
+)
+def test_archives_of_other_programs_are_named(tmp_path: Path, names: list[str], kind: str, code: str) -> None:
+    """Names in a zip archive against what the message calls it; nothing in it is read."""
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in names:
+            archive.writestr(name, "text " * 100)
+    with pytest.raises(UserError, match=kind) as caught:
+        reader.read(tmp_path / "a.zip")
+    assert code in (caught.value.hint or "")
+
+
+def test_a_list_of_state_dicts(tmp_path: Path) -> None:
+    """The line in the message writes the first state dict, below its place, to a file that is read."""
+    torch.save([3, {"net": weights()}, {"net": weights(1)}], tmp_path / "a.pt")
+    with pytest.raises(UserError, match="holds a list") as caught:
+        reader.read(tmp_path / "a.pt")
+    assert same(pasted(caught.value.hint, tmp_path)["last"].state_dict, weights())
 
 
 def test_a_whole_model_under_a_key(tmp_path: Path) -> None:

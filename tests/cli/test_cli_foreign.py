@@ -269,3 +269,25 @@ def test_files_that_lightning_itself_wrote(swa, tmp_path: Path, callback: str | 
     (tmp_path / "r.yaml").write_text(RECIPE)
     ended = swa("eval", "theirs.ckpt", "--recipe", "r.yaml", "--weights", "last", "--json")
     assert ended.code == 0, ended.err
+
+
+@pytest.mark.parametrize("words", ["show their", "eval their", "bn-update their -o out.pt", "average their -o out.pt"])
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        (["model.safetensors.index.json", "model-00001-of-00001.safetensors"], "model.safetensors.index.json "),
+        (["config.json", "model.safetensors"], "model.safetensors "),
+        ([".metadata", "__0_0.distcp"], "dcp_to_torch_save('their', 'weights.pt')"),
+    ],
+    ids=["shards", "safetensors", "distributed"],
+)
+def test_a_folder_of_another_program_is_told_with_its_file(
+    swa, tmp_path: Path, words: str, files: list[str], told: str
+) -> None:
+    """Folders of Hugging Face and of torch.distributed.checkpoint in place of a file or a run: which file to name."""
+    (tmp_path / "their").mkdir()
+    for name in files:
+        (tmp_path / "their" / name).touch()
+    ended = swa(*words.split())
+    assert ended.code == 2
+    assert told in ended.err
