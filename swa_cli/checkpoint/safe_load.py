@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import reduce
+from itertools import zip_longest
 from operator import getitem
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ MAX_OVERLAP = 8  # how many times different tensors may cover the bytes of a fil
 VERSIONS_KEY = "state_dict_metadata"  # in the metadata of a safetensors file: that of the state dict, as JSON
 MAX_KEYS = 3  # in front of a state dict
 MAX_EXAMPLES = 10  # values of a list that are looked at
+STORAGE = re.compile(r"[^/]+/data/[^/]+")  # a part of what torch.save writes: the numbers of tensors
 UNSUPPORTED = re.compile(r"nsupported (?:class|GLOBAL|global: GLOBAL) ([\w.]+)")  # in torch's error messages
 ZIP_START, PICKLE_START = b"PK\x03\x04", b"\x80"  # of what torch.save writes: since torch 1.6, and before
 _NUM_LEGACY_PICKLES = 3  # before the content in files of torch < 1.6: magic number, protocol, machine
@@ -79,8 +81,7 @@ def read_archive(path: Path) -> Any:
     """
     try:
         is_zip = zipfile.is_zipfile(path)  # torch < 1.6, of the time of timgaripov/swa, wrote plain pickles
-        if is_zip:
-            _verify(path)
+        sizes = _verify(path) if is_zip else None
         # torch warns about files that are rejected below.
         with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(list(STAND_INS)):
             content = torch.load(path, weights_only=True, mmap=is_zip, map_location="cpu")
@@ -91,6 +92,8 @@ def read_archive(path: Path) -> Any:
             raise needed from error
         raise _unreadable_archive(path, error) from error
     _require_plain(content, path)
+    if sizes is not None:
+        _require_whole(content, sizes, path)
     return content
 
 
@@ -167,8 +170,13 @@ def tensors(content: Any) -> Iterator[Tensor]:
 
 def num_bytes(content: Any) -> int:
     """Return the bytes that the tensors of `content` take in a file, each storage once."""
+    return sum(_storages(content))
+
+
+def _storages(content: Any) -> list[int]:
+    """Return the bytes of each storage below the tensors of `content`."""
     storages = {value.untyped_storage()._cdata: value.untyped_storage().nbytes() for value in tensors(content)}
-    return sum(storages.values())
+    return list(storages.values())
 
 
 def find_weights(content: object) -> list[Place]:
@@ -202,8 +210,12 @@ def extract_command(path: Path, places: Sequence[Place]) -> str:
     return f"{trust}: {' or '.join(commands)}"
 
 
-def _verify(path: Path) -> None:
-    """Verify the checksum of every part, and that none is compressed and so larger in memory than in the file."""
+def _verify(path: Path) -> list[int]:
+    """Verify the checksum of every part, and that none is compressed and so larger in memory than in the file.
+
+    Returns:
+        The bytes of each part that is a storage of tensors.
+    """
     with zipfile.ZipFile(path) as archive:
         if other := other_formats.of_archive(archive.namelist(), path):
             raise DamagedError(f"{path}: {other[0]}", hint=other[1])
@@ -214,10 +226,12 @@ def _verify(path: Path) -> None:
                     hint="unpack it, and save the weights with torch.save",
                 )
         damaged = archive.testzip()
+        sizes = [part.file_size for part in archive.infolist() if STORAGE.fullmatch(part.filename)]
     if damaged is not None:
         raise DamagedError(
             f"{path}: is damaged: the checksum of {damaged!r} is wrong", hint="take another copy of the file"
         )
+    return sizes
 
 
 def _needed_objects(path: Path, error: Exception) -> DamagedError | None:
@@ -318,6 +332,20 @@ def _require_plain(content: Any, path: Path) -> None:
         reason = "more numbers than the file has"
     if reason is not None:
         raise UserError(f"{path}: holds {reason}", hint="save a state_dict of dense tensors and plain values")
+
+
+def _require_whole(content: Any, sizes: Sequence[int], path: Path) -> None:
+    """Require a part of the file for each storage that is at least as large; `sizes` are those of the parts.
+
+    torch maps the file into memory, and would read on behind a part that is too short. Which part is whose it does not
+    say, and need not: if each fits into its own, then the largest fits into the largest, and so on.
+    """
+    pairs = zip_longest(sorted(_storages(content), reverse=True), sorted(sizes, reverse=True), fillvalue=0)
+    if any(storage > size for storage, size in pairs):
+        raise DamagedError(
+            f"{path}: is damaged: some tensors are larger than what it holds of them",
+            hint="take another copy of the file",
+        )
 
 
 def _attributes(value: dict[Any, Any]) -> list[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from swa_cli.checkpoint import loading, reader
+from swa_cli.checkpoint import loading, reader, safe_load
 from swa_cli.errors import UserError
 
 
@@ -27,6 +28,30 @@ class Evil:
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return (os.system, (f"touch {self.path}",))
+
+
+@pytest.mark.parametrize(("name", "cut"), [("0", 4), ("1", 4), ("2", 8), ("0", 0)])
+def test_a_part_that_is_shorter_than_its_tensors_is_refused(tmp_path: Path, name: str, cut: int) -> None:
+    """A file rewritten by zipfile, with right checksums, one part short of its last number: torch refuses it too.
+
+    Whole, it is read: also views of one storage, and tensors without numbers.
+    """
+    wide = torch.arange(12.0).reshape(3, 4)
+    content = {"a": wide, "view": wide[1:], "b": torch.ones(3), "c": torch.ones(2).double(), "none": torch.ones(0)}
+    torch.save(content, tmp_path / "whole.pt")
+    path = tmp_path / "a.pt"
+    with zipfile.ZipFile(tmp_path / "whole.pt") as source, zipfile.ZipFile(path, "w") as target:
+        for part in source.namelist():
+            data = source.read(part)
+            target.writestr(part, data[: len(data) - cut] if part.endswith(f"/data/{name}") else data)
+    if cut:
+        with pytest.raises(RuntimeError):
+            torch.load(path, weights_only=True)
+        with pytest.raises(safe_load.DamagedError, match="is damaged"):
+            reader.read(path)
+    else:
+        found = reader.read(path).content
+        assert all(torch.equal(found[key], value) for key, value in content.items())
 
 
 def test_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
