@@ -15,6 +15,7 @@ EXIT_FAILED = 1  # the run failed: NaN loss, disk full, a bug
 EXIT_USAGE = 2  # wrong usage, recipe, data or checkpoint; nothing was run
 EXIT_INTERRUPTED = 130  # Ctrl-C (128 + 2)
 EXIT_TERMINATED = 143  # SIGTERM (128 + 15)
+OWN_EXIT_CODES = (EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_TERMINATED)
 
 NOTHING_WAS_RUN = "Nothing was run."  # the note on errors that come before any work
 

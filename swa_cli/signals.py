@@ -58,6 +58,19 @@ def handlers_kept() -> Iterator[None]:
 
 
 @contextmanager
+def undefended() -> Iterator[None]:
+    """Let signals end the process at once while the block runs: where it waits outside of Python, no handler is called.
+
+    Those that are ignored stay so.
+    """
+    with handlers_kept():
+        for number in HANDLED:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, signal.SIG_DFL)
+        yield
+
+
+@contextmanager
 def handled() -> Iterator[None]:
     """Handle the signals while the block runs, also those that this process was started to ignore."""
     with handlers_kept():

@@ -169,6 +169,29 @@ class Context:
         with self.events.loading() as progress:
             return self.source.data(progress)
 
+    def require_same_data(self) -> None:
+        """Compare the data of all processes, which take the parts of a batch from splits and orders of their own.
+
+        Raises:
+            UserError: They differ.
+        """
+        if self.world.size == 1:
+            return
+        everyone = self.world.gathered(self.fingerprints())
+        odd = next((rank for rank, found in enumerate(everyone) if found != everyone[0]), None)
+        if odd is None:
+            return
+        one, other = everyone[0], everyone[odd]
+        split = next(name for name in (*one, *other) if one.get(name) != other.get(name))
+        numbers = [f"{found[split].samples:,}" if split in found else "no" for found in (one, other)]
+        what = f"{numbers[0]} and {numbers[1]} {split} samples"
+        if numbers[0] == numbers[1]:
+            what = f"{numbers[0]} {split} samples each, but not the same ones"
+        raise UserError(
+            f"dataset: processes 0 and {odd} have {what}",
+            hint="let all machines read the same files, and a dataset of your own be the same in every process",
+        )
+
     def scoring_split(self) -> str:
         """Return the split of the final scores: test, else val.
 

@@ -35,7 +35,7 @@ from swa_cli import signals
 from swa_cli.averaging.bn_layers import gather_single_process
 from swa_cli.data.batches import Batches
 from swa_cli.engine.events import Bar
-from swa_cli.errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, RecipeError, Terminated, UserError
+from swa_cli.errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, OWN_EXIT_CODES, RecipeError, Terminated, UserError
 from swa_cli.models import freezing
 
 POLL_S = 0.05  # between two looks at what other processes have reached
@@ -136,11 +136,14 @@ class World:
         """
         if self.size == 1:
             return
-        sums = self.gathered(checksum(values))
-        if len(set(sums)) > 1:
-            odd = next(rank for rank, value in enumerate(sums) if value != sums[0])
+        self._require_one(self.gathered(checksum(values)), what=what)
+
+    @staticmethod
+    def _require_one(found: Sequence[object], *, what: str) -> None:
+        odd = next((rank for rank, value in enumerate(found) if value != found[0]), None)
+        if odd is not None:
             raise UserError(
-                f"{what} of processes 0 and {odd} differ: they no longer train one network",
+                f"{what} of processes 0 and {odd} differ: they do not train one network",
                 hint="look for differences between the machines, and for code of yours that depends on the process",
                 exit_code=EXIT_FAILED,
             )
@@ -177,9 +180,14 @@ class World:
 
         With `sync_batchnorm`, a second network from `make` with the very same tensors normalises the whole batch. The
         layers of `model` itself stay as they are: it is scored and refreshed in this process alone.
+
+        Raises:
+            UserError: The networks of the processes have other parameters.
         """
         if self.size == 1:
             return model
+        layouts = [(name, value.shape, value.requires_grad) for name, value in model.named_parameters()]
+        self._require_one(self.gathered(layouts), what="the parameters")
         if sync_batchnorm:
             second = sharing(model, make())
             second.train()
@@ -282,15 +290,17 @@ def join_processes() -> Iterator[World]:
     has_gpus = torch.cuda.is_available()
     if has_gpus and world.local_rank < torch.cuda.device_count():
         torch.cuda.set_device(world.local_rank)
-    store, _, _ = next(rendezvous("env://"))
+    with signals.undefended():  # nothing is there to be saved
+        store, _, _ = next(rendezvous("env://"))
     world = World(world.rank, world.size, world.local_rank, world.local_size, store)
     with _one_voice(store):
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if has_gpus else "gloo",
-            store=dist.PrefixStore("group", store),
-            rank=world.rank,
-            world_size=world.size,
-        )
+        with signals.undefended():
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if has_gpus else "gloo",
+                store=dist.PrefixStore("group", store),
+                rank=world.rank,
+                world_size=world.size,
+            )
         yield world
         dist.destroy_process_group()
 
@@ -338,13 +348,17 @@ def launch(words: Sequence[str], *, processes: int, max_restarts: int, warn: Cal
     that the first attempt has begun. A run that failed by itself would fail again.
 
     Raises:
-        UserError: A process was killed, and there are no restarts left.
+        UserError: A process was killed, and there are no restarts left; or one was ended by other code than swa.
         KeyboardInterrupt: Ctrl-C; all have ended.
         Terminated: SIGTERM; likewise.
     """
     name = uuid.uuid4().hex
     for attempt in range(max_restarts + 1):
         number, code = _attempt(words, name=run_id(name, attempt=attempt), processes=processes)
+        if number is None and code not in OWN_EXIT_CODES:
+            message = f"a process ended with exit code {code}, and did not say why"
+            hint = "look for what ends Python in code of yours or in a library; --resume RUN continues"
+            raise UserError(message, hint=hint, exit_code=EXIT_FAILED)
         if number is None:
             return code
         killed = f"a process was killed ({signal.Signals(number).name})"

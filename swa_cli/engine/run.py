@@ -296,6 +296,7 @@ def _read_data(
         if context is None:
             packing: Packing = "write" if purpose == "train" else "plan"
             context = build_context(recipe, events, world=world, packing=packing, **known)
+            context.require_same_data()
         return replace(context, events=events)
     except (UserError, RecipeError) as error:
         found_too = loaded.problems_of(error)

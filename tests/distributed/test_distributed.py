@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -37,6 +38,23 @@ class Plain(nn.Module):
         if self.odd and self.training:
             self.layers[0].bias.data += int(os.environ["RANK"])
         return self.layers(images)
+
+class More(Plain):
+    def __init__(self, **sizes):
+        super().__init__(**sizes)
+        self.layers.extend([nn.GELU(), nn.Linear(10, 10)] * int(os.environ["RANK"]))
+
+def data(more=0, shade=0):
+    rank, made = int(os.environ["RANK"]), torch.Generator().manual_seed(0)
+    images = torch.randint(0, 200, (90, 1, 8, 8), generator=made, dtype=torch.uint8)
+    sets = {}
+    for split, number in (("train", 60 + more * rank), ("test", 20)):
+        labels = torch.arange(number) % 10
+        sets[split] = torch.utils.data.TensorDataset(images[:number] + shade * rank, labels)
+    return {**sets, "num_classes": 10, "class_names": list("abcdefghij")}
+
+def leave(outputs, targets):
+    os._exit(7)
 
 class Kept(nn.Module):
     def __init__(self, *, num_classes, in_channels):
@@ -258,6 +276,9 @@ def test_another_number_of_processes_goes_on(folder: Path, size: int) -> None:
         (["train.batch_size=1"], 2, "1 samples leave some of 2 processes without one"),
         (["train.sync_batchnorm=true"], 2, "torch has it for GPUs only, and this run is on cpu"),
         (["model.args.odd=true"], 1, "of processes 0 and 1 differ"),
+        (["model.name=network:More"], 1, "the parameters of processes 0 and 1 differ"),
+        (["dataset={name: 'network:data', args: {more: 1}}"], 2, "processes 0 and 1 have 60 and 61 train samples"),
+        (["dataset={name: 'network:data', args: {shade: 1}}"], 2, "60 train samples each, but not the same ones"),
     ],
 )
 def test_one_tells_of_a_failure(folder: Path, words: list[str], code: int, message: str) -> None:
@@ -371,14 +392,37 @@ def test_the_one_that_tells_is_not_ended_before(folder: Path) -> None:
     assert "Traceback" not in said
 
 
+def test_a_signal_ends_a_process_that_waits_for_others(folder: Path) -> None:
+    """SIGTERM to the first of two processes, while the second has not begun: it ends at once, and does not wait on."""
+    port = free_port()
+    ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    environment = {**os.environ, **ranks, "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    words = [sys.executable, "-m", "swa_cli", "train", "plain.yaml"]
+    with subprocess.Popen(words, cwd=folder, env=environment) as process:
+        try:
+            while not is_listening(port):
+                time.sleep(0.01)
+                assert process.poll() is None
+            time.sleep(0.5)  # between the port and the wait, which nothing tells
+            process.terminate()
+            assert process.wait(5) == -signal.SIGTERM
+        finally:
+            process.kill()
+
+
+def is_listening(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("localhost", port)) == 0
+
+
 def test_the_launcher_ends_as_one_process(folder: Path) -> None:
-    """A failure in the processes, and a recipe that is wrong before any: one message each, codes 1 and 2.
+    """A failure in the processes, a recipe that is wrong before any, and an exit by other code: one message each.
 
     Of the launch nothing stays in the folder of temporary files.
     """
     temporary = folder / "tmp"
     temporary.mkdir()
-    for word, code in (("optimizer.lr=1e20", 1), ("optimizer.lrr=1", 2)):
+    for word, code in (("optimizer.lr=1e20", 1), ("optimizer.lrr=1", 2), ("train.loss=network:leave", 1)):
         words = ["train", "plain.yaml", word, "--processes=2", "--max-restarts=2"]
         assert exit_codes(start(folder, words, environment={"TMPDIR": str(temporary)})) == [code]
         assert not list(temporary.iterdir())
