@@ -9,7 +9,7 @@ say how the network takes its inputs, which no weights show.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -64,9 +64,9 @@ class Pretrained:
 
     name: str
     inputs: Inputs
-    args: Mapping[str, Any]  # constructor arguments that they need
     published: Published | None = None
     checkpoint: Checkpoint | None = None
+    args: Mapping[str, Any] = field(default_factory=dict)  # that those of a file need; published ones by their name
     warnings: tuple[str, ...] = ()
 
 
@@ -82,17 +82,17 @@ def find(recipe: Recipe) -> Pretrained:
         if not model.is_published:
             checkpoint = _read(recipe)
             inputs, args = _inputs_of_file(checkpoint), _args_of_file(checkpoint, model.name)
-            return Pretrained(str(model.pretrained), inputs, args, checkpoint=checkpoint)
+            return Pretrained(str(model.pretrained), inputs, checkpoint=checkpoint, args=args)
         found = pretrained.find(model.name, model.pretrained)
     except UserError as error:
         raise _located(error) from error
     constants = (found.mean, found.std)
     if found.size is None:
-        return Pretrained(found.name, Inputs(constants=constants), found.args, published=found)
+        return Pretrained(found.name, Inputs(constants=constants), published=found)
     inputs = Inputs(found.size, found.resize, found.interpolation, constants)
     is_told = found.note and recipe.eval.crop is None
     warning = f"{KEY}: {recipe.model.name} shows {found.name} {found.note}"
-    return Pretrained(found.name, inputs, found.args, published=found, warnings=(warning,) if is_told else ())
+    return Pretrained(found.name, inputs, published=found, warnings=(warning,) if is_told else ())
 
 
 def with_inputs(recipe: Recipe, found: Pretrained) -> Recipe:

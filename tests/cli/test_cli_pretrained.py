@@ -497,9 +497,9 @@ def test_a_file_of_swa_brings_the_inputs_it_was_trained_on(swa, photos: Path, tm
 def test_the_scale_of_inputs_that_googlenet_needs_stays_with_its_weights(
     swa, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`transform_input` of published weights: recorded, taken over from a file of the run, and asked for by train.init.
+    """`transform_input` of published weights: taken over from a file of the run, and asked for by train.init.
 
-    Also from a file whose recipe does not record it, and never against the recipe.
+    Also from a file of a run that took it over, and never against the recipe.
     """
     state = torchvision_models.get_model("googlenet", num_classes=1000, init_weights=False).state_dict()
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
@@ -507,12 +507,12 @@ def test_the_scale_of_inputs_that_googlenet_needs_stays_with_its_weights(
     torch.save(state, tmp_path / "hub/checkpoints/googlenet-1378be20.pth")
     words = ["model.name=torchvision:googlenet", 'model.freeze=["*", "!fc.*"]', "swa=null", "dataset.image_size=32"]
     assert swa("train", photos, *words, "-q").code == 0
-    file, earlier = tmp_path / "runs/tuned-001/checkpoints/last.pt", tmp_path / "earlier.pt"
+    file, later = tmp_path / "runs/tuned-001/checkpoints/last.pt", tmp_path / "later.pt"
     found = load(file)
-    assert found["recipe"]["model"]["args"] == {"transform_input": True}
-    found["recipe"]["model"]["args"] = {}
-    torch.save(found, earlier)
-    for other in (file, earlier):
+    assert found["recipe"]["model"]["args"] == {}
+    found["recipe"]["model"] |= {"pretrained": str(file), "args": {"transform_input": True}}
+    torch.save(found, later)
+    for other in (file, later):
         for own, expected in (([], True), (["model.args.transform_input=false"], False)):
             recipe = load_recipe(photos, [*words, *own, f"model.pretrained={other}"]).recipe
             recipe = with_inputs(recipe, find(recipe))
