@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 TRUST = " where you trust who wrote it, since this runs its code"
-WEIGHT_FILES = ("*.safetensors.index.json", "*.safetensors", "pytorch_model.bin")  # of a folder of Hugging Face
+# Of a folder of Hugging Face, in which there may be weights of an adapter, too.
+WEIGHT_FILES = ("*.safetensors.index.json", "model.safetensors", "*.safetensors", "pytorch_model.bin")
 
 
 def of_archive(names: Sequence[str], path: Path) -> tuple[str, str] | None:
@@ -39,6 +40,8 @@ def of_folder(path: Path) -> str | None:
         module = "torch.distributed.checkpoint.format_utils"
         code = f"from {module} import dcp_to_torch_save; dcp_to_torch_save({str(path)!r}, 'weights.pt')"
         return f"it is a distributed checkpoint of torch; write its weights into one file{TRUST}: {run(code)}"
+    if (path / "recipe.yaml").exists() or (path / "checkpoints").exists():  # a run, with files of its user
+        return None
     found = (file for pattern in WEIGHT_FILES for file in sorted(path.glob(pattern)) if file.is_file())
     file = next(found, None)
     return None if file is None else f"it holds weights of another program: name {file} in its place"

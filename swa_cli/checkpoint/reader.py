@@ -106,7 +106,7 @@ def read(path: Path) -> Checkpoint:
         hint = other_formats.of_folder(path) if path.is_dir() else None
         raise UserError(
             f"{path}: {reason}",
-            hint=hint or "name a .pt file, such as checkpoints/swa.pt of a run, or the folder of a run",
+            hint=hint or "name a .pt file, such as checkpoints/swa.pt in the folder of a run",
         )
     if path.name.endswith(".safetensors.index.json"):
         content = safe_load.read_shards(path)

@@ -230,17 +230,23 @@ def _unread(content: Mapping[str, Any], found: Sets) -> tuple[Place, ...]:
 def _networks(found: Sets, owners: Mapping[str, str]) -> Sets:
     """Return the weight sets under the network's names; several for a state dict that holds the network several times.
 
-    A prefix that says average or raw names the weight set behind it; an AveragedModel without one is `swa`.
+    A prefix that says average or raw names the weight set behind it; the only AveragedModel without one is `swa`.
     """
     sets: Sets = {}
-    for name, item in found.items():
-        parts = _split(item.state_dict, owners)
-        averages = {
-            prefix: _average_in(prefix) or (None if part.count is None else "swa") for prefix, part in parts.items()
-        }
-        num_raw = list(averages.values()).count(None)
+    split = {name: _split(item.state_dict, owners) for name, item in found.items()}
+    nameless = [
+        (name, prefix)
+        for name, parts in split.items()
+        for prefix, part in parts.items()
+        if part.count is not None and not _average_in(prefix) and not found[name].is_average
+    ]
+    for name, parts in split.items():
+        item = found[name]
+        num_raw = sum(part.count is None and not _average_in(prefix) for prefix, part in parts.items())
         for prefix, part in parts.items():
-            average, own = averages[prefix], f"{name}.{prefix}".removesuffix(".")
+            average, own = _average_in(prefix), f"{name}.{prefix}".removesuffix(".")
+            if part.count is not None:
+                average = average or ("swa" if [(name, prefix)] == nameless else own)
             is_raw = average is None and any(RAW.search(attribute) for attribute in prefix.split("."))
             if average is not None:
                 short = name if item.is_average else average

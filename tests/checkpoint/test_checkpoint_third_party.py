@@ -91,6 +91,13 @@ LAYOUTS: dict[str, tuple[Callable[[], Any], dict[str, tuple[int, str, int | None
         lambda: {"model": averaged_model(), "model_ema": averaged_model()},
         {"swa": (1, "stale", 1), "ema": (1, "stale", 1)},
     ),
+    "two averaged models in a module": (
+        lambda: {
+            **LIGHTNING,
+            "state_dict": prefixed("fast.", averaged_model()) | prefixed("slow.", averaged_model()),
+        },
+        {"last.fast.module": (1, "stale", 1), "last.slow.module": (1, "stale", 1)},
+    ),
     "no average yet": (
         lambda: {"state_dict": weights(), "state_dict_ema": {}},
         {"last": (0, "running", None)},
