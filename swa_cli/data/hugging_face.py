@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from swa_cli.errors import UserError, did_you_mean
 
 PREFIX = "hf:"  # of `dataset.name`, before a name on the hub
 _SUFFIXES = (".parquet", ".arrow")
+_KEPT = re.compile(r"(cache-|tmp).*\.arrow")  # what the library keeps beside a table when it is filtered or mapped
 _BETWEEN = "\0"  # labels of a list, in one text
 _FAILURES = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError)  # what damaged files raise, too
 _SPAN = 4096  # bytes of a photo that are looked at, at its begin, in its middle and at its end
@@ -55,7 +57,7 @@ class TablePhotos:
     def __len__(self) -> int:
         return len(self.table)
 
-    @property
+    @cached_property
     def tables(self) -> list[str]:
         """The parquet and arrow files of the root, whatever splits they hold."""
         return sorted(map(str, _tables_below(Path(self.root)))) if self.is_local else []
@@ -196,7 +198,9 @@ def _require_tables(root: Path) -> None:
 
 
 def _tables_below(root: Path) -> Iterator[Path]:
-    return (path for path in root.rglob("*") if path.suffix in _SUFFIXES)
+    for folder, _, names in os.walk(root):
+        tables = (name for name in names if name.endswith(_SUFFIXES) and not _KEPT.match(name))
+        yield from (Path(folder, name) for name in tables)
 
 
 def _not_loaded(source: str, error: BaseException, *, is_hub: bool, download: bool) -> UserError:

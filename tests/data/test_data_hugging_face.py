@@ -202,6 +202,9 @@ def test_tables_that_are_written_anew_make_packed_photos_stale(tmp_path: Path, i
     assert any("changed since" in note for note in found.notes)
     assert photos[:, :, 30].eq(200).all()
     assert found.data() == first.data(), "the fingerprint is that of the photos, not of the tables"
+    if is_saved:
+        datasets.load_from_disk(str(root)).filter(lambda row: row["label"] == 0)  # leaves a file beside the table
+        assert list(root.glob("cache-*.arrow"))
     assert not any("changed since" in note for note in packed_photos()[0].notes)
 
 
