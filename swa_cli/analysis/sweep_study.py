@@ -346,9 +346,11 @@ class SweepStudy:
         since = time.monotonic()
         while True:
             trials = self.study.get_trials(deepcopy=False)[:number]
-            missing = [trial for trial in trials if "point" not in trial.user_attrs]
+            drawn = [trial for trial in trials if "point" in trial.user_attrs]
+            # What another program has ended without a point never gets one.
+            missing = [trial for trial in trials if "point" not in trial.user_attrs and not trial.state.is_finished()]
             if not missing:
-                return trials
+                return drawn
             if self.is_local or time.monotonic() - since > ORPHAN_AFTER.total_seconds():
                 self._point(missing[0])
             else:

@@ -27,7 +27,7 @@ Cells = Mapping[str, str | tuple[str, str]]  # key of a column -> text, or text 
 NOT_MEASURED = "·"
 PLUS_MINUS = "±"
 MINUS = "−"
-_BETWEEN_WORDS = re.compile(r" (?=[^`]*(?:`[^`]*`[^`]*)*$)")  # outside backticks, of which there is an even number
+_WORD = re.compile(r"(?:`[^`]*`|[^ ])*")  # a lone backtick is a character like others
 _ASCII = {NOT_MEASURED: ".", PLUS_MINUS: "+-", MINUS: "-", "…": "..."}
 
 
@@ -107,13 +107,25 @@ def hanging(head: Text, text: str, *, console: Console, indent: int = 2) -> list
     A word longer than the line stays whole, so that a path can be copied, and so does a command, alone or in backticks.
     """
     lines = [head.copy()]
-    words = [text] if isinstance(text, Command) else _BETWEEN_WORDS.split(text)
+    words = [text] if isinstance(text, Command) else _words(text)
     for number, word in enumerate(safe(word, console=console) for word in words):
         if number and lines[-1].cell_len + 1 + cell_len(word) > console.width:
             lines.append(Text(" " * indent + word))
         else:
             lines[-1].append(f" {word}" if number else word)
     return lines
+
+
+def _words(text: str) -> list[str]:
+    """Split a text at each space outside of backticks."""
+    words, at = [""], 0
+    while at < len(text):
+        found = _WORD.match(text, at)
+        assert found is not None, "it may be empty"
+        words[-1], at = found[0], found.end() + 1
+        if at <= len(text):
+            words.append("")
+    return words
 
 
 def block(*parts: str | Lines) -> Lines:

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from types import SimpleNamespace
 
+import optuna
 import pytest
 
 from swa_cli.analysis import sweep_study
@@ -125,6 +126,19 @@ def test_a_machine_waits_for_the_point_of_another(
     assert (clock.now > 60) == is_killed
     first.close()
     second.close()
+
+
+def test_a_trial_that_ended_without_a_point_is_passed_over(tmp_path: Path) -> None:
+    """A trial that another program has failed, against the points of the trials after it: those of an empty study."""
+    study = SweepStudy(tmp_path, settings(space=Space(SWITCHED[:1])))
+    number = study.study.ask().number
+    study.study.tell(number, state=optuna.trial.TrialState.FAIL)
+    points = []
+    while (claim := study.claim(limit=3)) is not None:
+        with claim:
+            points.append(claim.texts["swa"])
+            claim.finish(COMPLETE, value=1.0)
+    assert sorted(points) == ["null", "{start: 50%}"]
 
 
 def test_two_processes_share_the_trials(tmp_path: Path) -> None:

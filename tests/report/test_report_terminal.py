@@ -206,6 +206,15 @@ def test_a_command_in_a_sentence_stays_on_one_line() -> None:
     ).split("\n")
 
 
+@pytest.mark.parametrize("text", ["libfoo: it said `foo' there, " * 8, "a ` b `c d` e " * 12], ids=["odd", "even"])
+def test_a_lone_backtick_wraps_as_other_characters_do(text: str) -> None:
+    """Texts of other programs, against the width of the page and their words."""
+    console = open_console(io.StringIO(), width=80)
+    lines = [line.plain for line in hanging(Text(), text.strip(), console=console)]
+    assert max(map(len, lines)) <= 80
+    assert " ".join(" ".join(lines).split()) == text.strip()
+
+
 @pytest.mark.parametrize("text", ["[red]x[/red]", "[/]", ":smile:", "\x1b[31mx\x1b[0m", "a\rb\x07\x9b2J\u202ec"])
 def test_names_are_printed_literally(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Markup and control codes in names, against their printable characters, which are shown as they are."""
